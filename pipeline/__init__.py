@@ -1,0 +1,1 @@
+"""Slow-fast adapters for flow-matching text-to-image models."""

@@ -1,0 +1,234 @@
+"""LoRA sets on a backbone: y = (W + (alpha / rank) B A) x + b, one named set per phase.
+
+A set at work is a state: {"<module>.lora_A.weight": (rank, in), "<module>.lora_B.weight": (out, rank)}. The modules are
+peft's, so its formats and those of diffusers apply.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.artifacts import read_json, save_safetensors, write_json
+from pipeline.backbones.base import Backbone
+
+State = dict[str, Tensor]
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
+DIFFUSERS_PREFIX = "transformer."
+
+
+def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, seed: int) -> LoraConfig:
+    """Puts a new adapter on the backbone, active and the only thing that trains; it changes nothing yet.
+
+    A ~ N(0, 1 / rank^2) as in the official recipe, drawn on the CPU module by module in the order of their names;
+    B = 0. Both are float32, whatever the backbone's dtype.
+
+    Args:
+        backbone: Its `lora_targets` says what `targets` stands for.
+        name: The adapter's name.
+        rank: Columns of B and rows of A.
+        alpha: The delta is (alpha / rank) B A.
+        targets: A key of `backbone.lora_targets`.
+        seed: Of A.
+
+    Raises:
+        ValueError: `targets` is no such key.
+    """
+    if targets not in backbone.lora_targets:
+        known = ", ".join(backbone.lora_targets)
+        raise ValueError(f"training.targets must be one of {known} for {backbone.family}, got {targets!r}")
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(backbone.lora_targets[targets]))
+    backbone.transformer.add_adapter(config, name)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, layer in sorted(_layers(backbone.transformer, name)):
+            lora_A, lora_B = layer.lora_A[name].float(), layer.lora_B[name].float()
+            lora_A.weight.copy_(torch.randn(lora_A.weight.shape, generator=generator) / rank)
+            lora_B.weight.zero_()
+    backbone.transformer.requires_grad_(False)
+    for parameter in parameters(backbone.transformer, name):
+        parameter.requires_grad_(True)
+    return config
+
+
+def parameters(transformer: nn.Module, name: str) -> list[nn.Parameter]:
+    """The A and B of an adapter, in the order of the modules' names."""
+    layers = sorted(_layers(transformer, name))
+    return [matrix[name].weight for _, layer in layers for matrix in (layer.lora_A, layer.lora_B)]
+
+
+def select(transformer: nn.Module, name: str | None) -> None:
+    """Makes one adapter act, or none."""
+    if name is None:
+        transformer.disable_adapters()
+    else:
+        transformer.enable_adapters()
+        transformer.set_adapter(name)
+
+
+def merged_weights(transformer: nn.Module, name: str) -> dict[str, Tensor]:
+    """W + (alpha / rank) B A of every adapted module, by parameter name; gradients reach A and B.
+
+    For `torch.func.functional_call` with no adapter selected: one product per module instead of three, which at the
+    widths and batches of a small transformer costs less than the low-rank path does.
+    """
+    return {
+        f"{path}.base_layer.weight": torch.addmm(
+            layer.base_layer.weight, layer.lora_B[name].weight, layer.lora_A[name].weight, alpha=layer.scaling[name]
+        )
+        for path, layer in _layers(transformer, name)
+    }
+
+
+def state(transformer: nn.Module, name: str) -> State:
+    """A copy of an adapter's A and B on the CPU, keys sorted."""
+    tensors = get_peft_model_state_dict(transformer, adapter_name=name)
+    return {key: tensors[key].detach().cpu().clone() for key in sorted(tensors)}
+
+
+def fold_scale(state: Mapping[str, Tensor], alpha: float, rank: int) -> State:
+    """The state whose delta at alpha = rank equals this one's at `alpha`: B times alpha / rank.
+
+    diffusers drops alpha where a file has no metadata, and loads with scale 1.
+    """
+    return {key: tensor * (alpha / rank) if ".lora_B." in key else tensor for key, tensor in state.items()}
+
+
+def save(folder: str | Path, state: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """Writes an adapter in peft's layout; equal adapters give equal bytes."""
+    tensors = {PEFT_PREFIX + key: tensor for key, tensor in state.items()}
+    save_safetensors(Path(folder) / WEIGHTS, tensors, {"format": "pt"})
+    write_config(folder, config)
+
+
+def write_config(folder: str | Path, config: LoraConfig) -> None:
+    """Writes peft's adapter_config.json, with sets as sorted lists."""
+    entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    write_json(Path(folder) / CONFIG, dict(sorted(entries.items())))
+
+
+def read(folder: str | Path) -> tuple[State, LoraConfig]:
+    """Reads an adapter in peft's layout: its state with the scale folded into B, and its configuration.
+
+    Raises:
+        ValueError: A file is missing, or one tensor is not a LoRA's.
+    """
+    folder = Path(folder)
+    for file in (WEIGHTS, CONFIG):
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} is no adapter: {file} is missing")
+    config = LoraConfig(**read_json(folder / CONFIG))
+    tensors = strip_prefix(load_file(folder / WEIGHTS), PEFT_PREFIX, folder / WEIGHTS)
+    return fold_scale(tensors, config.lora_alpha, config.r), config
+
+
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str, source: str | Path) -> State:
+    """A file's tensors as a state.
+
+    Raises:
+        ValueError: A key is not "<prefix><module>.lora_A.weight" or "...lora_B.weight".
+    """
+    for key in tensors:
+        if not key.startswith(prefix) or not key.endswith((".lora_A.weight", ".lora_B.weight")):
+            raise ValueError(f"{source} must hold {prefix}<module>.lora_A/B.weight only, got {key!r}")
+    return {key.removeprefix(prefix): tensors[key] for key in sorted(tensors)}
+
+
+def load(transformer: nn.Module, name: str, folder: str | Path) -> None:
+    """Puts a saved adapter on a transformer under `name`; raises as `read` does."""
+    attach(transformer, name, read(folder)[0])
+
+
+def attach(transformer: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
+    """Puts a state with folded scale on a transformer under `name`, the way stock diffusers does, and selects it."""
+    transformer.load_lora_adapter({DIFFUSERS_PREFIX + key: tensor for key, tensor in state.items()}, adapter_name=name)
+    select(transformer, name)
+
+
+def parameter_count(state: Mapping[str, Tensor]) -> int:
+    """Numbers in an adapter."""
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def delta(state: Mapping[str, Tensor], module: str) -> Tensor:
+    """B A of one module, in float32, shape (out, in)."""
+    return state[f"{module}.lora_B.weight"].float() @ state[f"{module}.lora_A.weight"].float()
+
+
+class FusedPhases:
+    """Full weights per phase, W + B A, put in place by reference: no low-rank path, no copy at the handoff.
+
+    Costs one more copy of the adapted weights per phase. The transformer must carry no peft modules.
+    """
+
+    def __init__(self, transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]):
+        """Computes the weights and leaves the base's own in place.
+
+        Args:
+            transformer: The base.
+            states: One state with folded scale per name.
+
+        Raises:
+            ValueError: A state names a module that the transformer does not have.
+        """
+        self._weights: dict[str | None, list[tuple[nn.Parameter, Tensor]]] = {None: []}
+        parameters = dict(transformer.named_parameters())
+        for name, state in states.items():
+            self._weights[name] = []
+            for module in sorted(key.removesuffix(".lora_A.weight") for key in state if ".lora_A." in key):
+                if f"{module}.weight" not in parameters:
+                    raise ValueError(f"adapter {name} changes {module}, which the transformer does not have")
+                weight = parameters[f"{module}.weight"]
+                full = weight.data.float() + delta(state, module).to(weight.device)
+                self._weights[name].append((weight, full.to(weight.dtype)))
+                self._weights[None].append((weight, weight.data))
+
+    def select(self, name: str | None) -> None:
+        """Puts a phase's weights in place; None is the base."""
+        for phase in (None, name):  # the base first: two phases may adapt different modules
+            for parameter, weight in self._weights[phase]:
+                parameter.data = weight
+
+
+@contextmanager
+def acting(
+    transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]], fused: bool = True
+) -> Iterator[Callable[[str | None], None]]:
+    """Yields a function that makes one of `states`, or none, act; the transformer is left bare as it was found.
+
+    Args:
+        transformer: The base.
+        states: One state with folded scale per name.
+        fused: As full weights (see FusedPhases); else as peft's modules.
+
+    Raises:
+        ValueError: A state names a module that the transformer does not have.
+    """
+    if fused:
+        phases = FusedPhases(transformer, states)
+        try:
+            yield phases.select
+        finally:
+            phases.select(None)
+        return
+    try:
+        for name, state in states.items():
+            attach(transformer, name, state)
+        yield partial(select, transformer)
+    finally:
+        transformer.unload_lora()
+
+
+def _layers(transformer: nn.Module, name: str) -> Iterator[tuple[str, LoraLayer]]:
+    for path, module in transformer.named_modules():
+        if isinstance(module, LoraLayer) and name in module.lora_A:
+            yield path, module

@@ -1,0 +1,162 @@
+"""Where every artifact lies and how it is written: whole or not at all.
+
+Inputs and outputs are relative to the working directory, which `dvc exp run --temp` moves; checkpoints are under
+`$DVC_ROOT`, which it leaves at the main repository.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROOT = Path("artifacts")
+TEACHER = ROOT / "teacher"
+TRAJECTORIES = ROOT / "trajectories"
+PARTITION = ROOT / "partition" / "partition.json"
+TRAIN_SLOW = ROOT / "train_slow"
+TRAIN_FAST = ROOT / "train_fast"
+TRAIN_CONTROLS = ROOT / "train_controls"
+BUNDLE = ROOT / "bundle"
+EVALUATION = ROOT / "evaluation"
+
+
+def dvc_root() -> Path:
+    """The main repository: `$DVC_ROOT`, which DVC sets for its stages, or the working directory."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def checkpoint_dir(stage: str, key: str) -> Path:
+    """The folder of a stage's unfinished work, made if missing; the caller removes it on success.
+
+    Args:
+        stage: The stage's name.
+        key: What the work depends on, as `digest_of` gives it: another key is another folder, so that no checkpoint
+            reaches a run with other parameters, inputs or code.
+    """
+    folder = dvc_root() / ".glance" / "checkpoints" / stage / key.removeprefix("sha256:")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, renamed onto it on success and removed on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: str | Path) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path`, which it replaces on success and which is removed on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes `content` as indented JSON.
+
+    Raises:
+        ValueError: A number is not finite: JSON has no word for it.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def save_safetensors(
+    path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors, whole or not at all.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_file(path) as partial:
+        try:
+            save_file(contiguous, partial, metadata=dict(metadata or {}))
+        except SafetensorError as error:  # wraps the system's error in text
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as "sha256:<hex>"."""
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def folder_digest(path: str | Path, patterns: Sequence[str] = ("**/*",)) -> str:
+    """SHA-256 of the names and bytes of a folder's files that match a pattern, as "sha256:<hex>".
+
+    Raises:
+        FileNotFoundError: No file matches.
+    """
+    path = Path(path)
+    found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    files = sorted(file.relative_to(path).as_posix() for file in found)
+    if not files:
+        raise FileNotFoundError(f"{path} holds no file that matches {', '.join(patterns)}")
+    return f"sha256:{digest_of([[name, file_digest(path / name)] for name in files])}"
+
+
+def digest_of(content: Any) -> str:
+    """Hex digest of a value made of JSON's types, paths and dataclasses; equal values give equal digests."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """Hex digest of this project's own source: the library and the stages, as they were imported."""
+    root = Path(__file__).resolve().parent.parent
+    files = sorted([*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")])
+    return digest_of([[file.relative_to(root).as_posix(), file_digest(file)] for file in files])
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"a digest takes JSON's types, paths and dataclasses, got {type(value).__name__}")

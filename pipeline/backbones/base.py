@@ -1,0 +1,105 @@
+"""What the pipeline asks of a model family."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.guidance import Velocity
+from pipeline.schedule import Schedule
+
+Conditioning = dict[str, Tensor]
+"""What a transformer reads of a prompt: named tensors whose first dimension is the batch."""
+
+
+class Backbone(Protocol):
+    """A frozen flow-matching transformer with its text encoders and its decoder.
+
+    Latents are packed: x has shape (B, T, C) with T tokens of C channels. Arguments may lie on any device; what comes
+    back lies on the backbone's, but for a conditioning, which lies on the CPU.
+    """
+
+    family: str
+    transformer: nn.Module
+    """Frozen and in eval mode. Adapters are injected into it."""
+    dtype: torch.dtype
+    device: torch.device
+    lora_targets: dict[str, list[str]]
+    """Module name suffixes by set: "attention" (the projections of the image stream), "all" (every linear layer)."""
+
+    def schedule(self, height: int, width: int) -> Schedule:
+        """The noise levels of the model's own scheduler for images of height x width pixels."""
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(T, C) of one packed latent. Raises ValueError when the pixels do not divide into tokens."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the tokens of an image; rows * columns = T."""
+
+    def encode(self, prompts: list[str], max_sequence_length: int) -> Conditioning:
+        """The conditioning of prompts, on the CPU."""
+
+    def noise(self, seeds: Sequence[int], height: int, width: int) -> Tensor:
+        """x at sigma = 1, shape (B, T, C): row i depends on seeds[i] alone, and is drawn on the CPU."""
+
+    def velocity(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: float,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """v(x, sigma) of the transformer, shape (B, T, C) in x's dtype.
+
+        Args:
+            x: Latents, shape (B, T, C).
+            sigma: Noise level of each, shape (B,).
+            conditioning: Of B prompts.
+            guidance_scale: Embedded guidance; unused by a transformer without it.
+            grid: (rows, columns) of the tokens; None = square. Raises ValueError when T does not agree.
+        """
+
+    def decode(self, x: Tensor, height: int, width: int) -> Tensor:
+        """The images of latents at sigma = 0: uint8 (B, height, width, 3) on the CPU, rounded as diffusers does."""
+
+
+def field(
+    backbone: Backbone,
+    conditioning: Conditioning,
+    guidance_scale: float,
+    grid: tuple[int, int] | None = None,
+) -> Velocity:
+    """The backbone as a velocity of x and sigma, for one batch of prompts."""
+    conditioning = move(conditioning, backbone.device)
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return backbone.velocity(x, sigma, conditioning, guidance_scale, grid)
+
+    return velocity
+
+
+def index(conditioning: Conditioning, ids: Sequence[int] | Tensor) -> Conditioning:
+    """The rows `ids` of a conditioning, in that order."""
+    ids = torch.as_tensor(ids, dtype=torch.long)
+    return {name: tensor[ids.to(tensor.device)] for name, tensor in conditioning.items()}
+
+
+def repeat(conditioning: Conditioning, count: int) -> Conditioning:
+    """Each row `count` times in succession: (B, ...) -> (B * count, ...)."""
+    return {name: tensor.repeat_interleave(count, dim=0) for name, tensor in conditioning.items()}
+
+
+def concat(*conditionings: Conditioning) -> Conditioning:
+    """The rows of several conditionings, one after the other. Raises ValueError when their names differ."""
+    names = conditionings[0].keys()
+    for other in conditionings[1:]:
+        if other.keys() != names:
+            raise ValueError(f"conditionings must have the same names, got {sorted(names)} and {sorted(other)}")
+    return {name: torch.cat([conditioning[name] for conditioning in conditionings]) for name in names}
+
+
+def move(conditioning: Conditioning, device: torch.device | str) -> Conditioning:
+    """The same conditioning on `device`."""
+    return {name: tensor.to(device) for name, tensor in conditioning.items()}

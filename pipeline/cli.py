@@ -1,0 +1,215 @@
+"""`glance`: generate with a bundle, and register, promote, pull or diagnose one.
+
+Torch and MLflow are imported by the commands that need them, so that `glance --help` answers at once.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import artifacts
+from stages import sentence
+
+BATCH = 8  # images in one forward
+
+
+def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
+    """Turns what went wrong into one sentence and exit code 1."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(sentence(error)) from error
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="glance-pipeline")
+def main() -> None:
+    """Slow-fast adapters for flow-matching text-to-image models."""
+
+
+@main.command()
+@click.argument("prompts", nargs=-1)
+@click.option("--prompts-file", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Image i starts from seed + i.")
+@click.option(
+    "--bundle",
+    default=artifacts.BUNDLE.as_posix(),
+    show_default=True,
+    help="A bundle's folder, models:/name@alias or models:/name/version.",
+)
+@click.option("--teacher", help="The base model's folder  [default: the one that the bundle names]")
+@click.option(
+    "--out",
+    default="images",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="A folder for one PNG per prompt, or a .png file: one image, or a grid of several.",
+)
+@click.option("--grid", is_flag=True, help="Write a grid beside the images in the folder too.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@one_sentence
+def generate(
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    seed: int,
+    bundle: str,
+    teacher: str | None,
+    out: Path,
+    grid: bool,
+    device: str,
+) -> None:
+    """Generate an image per PROMPT with the base model and a slow-fast bundle."""
+    texts = _prompts(prompts, prompts_file)
+    if out.suffix not in ("", ".png"):
+        raise ValueError(f"--out must be a folder or a .png file, got {out}")
+    folder = _bundle(bundle)
+
+    from pipeline import backbones, export
+    from stages import progress
+
+    loaded = export.Bundle.load(folder)
+    base = Path(teacher or loaded.base_model)
+    if not base.exists():
+        raise ValueError(f"the base model {base} is not here: go to the project's root, or name it with --teacher")
+    digest = backbones.digest(base)
+    if digest != loaded.base_digest:
+        raise ValueError(f"{bundle} was made for another model than {base}: {loaded.base_digest}, not {digest}")
+    backbone = backbones.load(base, device=device)
+    images = []
+    with progress(total=len(texts), what="generating", unit="image") as bar:
+        for first in range(0, len(texts), BATCH):
+            part = texts[first : first + BATCH]
+            seeds = list(range(seed + first, seed + first + len(part)))
+            images += list(export.generate(backbone, loaded, part, seeds).cpu().numpy())
+            bar.update(len(part))
+    for path in write_images(images, texts, out, grid):
+        click.echo(path)
+
+
+@main.command()
+@click.argument("reference")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The folder to make  [default: named after the reference, here]"
+)
+@one_sentence
+def pull(reference: str, out: Path | None) -> None:
+    """Download REFERENCE, a version named models:/name@alias or models:/name/version, and check its bytes."""
+    from pipeline import registry
+
+    registry.parse(reference)
+    click.echo(registry.pull(reference, out or Path(re.sub(r"[/@]", "-", reference.removeprefix("models:/")))))
+
+
+@main.command()
+@one_sentence
+def register() -> None:
+    """Publish the last `dvc repro` and register its bundle as `candidate`; the same bytes make no second version."""
+    from pipeline import params, registry
+
+    done = registry.register(params.load())
+    click.echo(f"{done.version}{'' if done.created else ' has these bytes already'} (run {done.run_id})")
+
+
+@main.command()
+@click.argument("reference", required=False)
+@click.option("--force", is_flag=True, help="Promote it whatever its retention is.")
+@one_sentence
+def promote(reference: str | None, force: bool) -> None:
+    """Make a version the `champion`.
+
+    REFERENCE is models:/name@alias, models:/name/version or a version number; without it the candidate is meant. It is
+    refused below register.min_retention of params.yaml.
+    """
+    from pipeline import params, registry
+
+    version = registry.promote(params.load(), reference, force)
+    retention = version.tags.get("retention")
+    measured = "retention unmeasured" if retention is None else f"retention {100 * float(retention):.1f} %"
+    click.echo(f"{version} is {registry.CHAMPION} ({measured})")
+
+
+@main.command()
+@one_sentence
+def doctor() -> None:
+    """Check git, DVC, packages, the teacher and the registry; say what is wrong and how to mend it."""
+    from pipeline import diagnosis
+
+    wrong = 0
+    for name, finding in diagnosis.run():
+        wrong += not finding.ok
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {name}: {finding.text}")
+        if finding.mend:
+            click.echo(f"     mend: {finding.mend}")
+    if wrong:
+        raise click.ClickException(f"{wrong} of {len(diagnosis.CHECKS)} checks failed")
+
+
+def write_images(images: list, prompts: list[str], out: Path, grid: bool) -> list[Path]:
+    """Writes uint8 images (H, W, 3) as PNG files and returns their paths.
+
+    `out` is a folder, or a .png file for one image or a grid of several.
+    """
+    if out.suffix == ".png":
+        _save(images[0] if len(images) == 1 else tile(images), out)
+        return [out]
+    paths = []
+    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+        paths.append(out / f"{i:03d}-{words}.png")
+        _save(image, paths[-1])
+    if grid:
+        paths.append(out / "grid.png")
+        _save(tile(images), paths[-1])
+    return paths
+
+
+def tile(images: list) -> Any:
+    """Lays images (H, W, 3) out in a nearly square grid, row by row, on black."""
+    import numpy as np
+
+    columns = int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    stack = np.stack([*images, *[np.zeros_like(images[0])] * (rows * columns - len(images))])
+    height, width = stack.shape[1:3]
+    return stack.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+
+
+def _save(image: Any, path: Path) -> None:
+    from PIL import Image
+
+    with artifacts.atomic_file(path) as partial:
+        Image.fromarray(image).save(partial, format="PNG")
+
+
+def _prompts(prompts: tuple[str, ...], prompts_file: Path | None) -> list[str]:
+    texts = list(prompts)
+    if prompts_file is not None:
+        texts += prompts_file.read_text(encoding="utf-8").splitlines()
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        where = f"; {prompts_file} is empty" if prompts_file else ""
+        raise ValueError(f"generate needs at least one prompt, as an argument or in --prompts-file{where}")
+    return texts
+
+
+def _bundle(bundle: str) -> Path:
+    """The bundle's folder; a version of the registry is pulled into a cache that its digest keys."""
+    if not bundle.startswith("models:"):
+        return Path(bundle)
+
+    from pipeline import registry
+
+    return registry.pull(bundle)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What a machine and a checkout need for the pipeline, one check per thing: what is wrong, and the mend."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+
+from pipeline import artifacts, params, tracking
+
+DISTRIBUTION = "glance-pipeline"
+
+
+class Finding(NamedTuple):
+    """What a check saw; `mend` says what to do when it is not ok."""
+
+    ok: bool
+    text: str
+    mend: str = ""
+
+
+def git() -> Finding:
+    """Is this a git repository?"""
+    try:
+        found = _git("rev-parse", "--is-inside-work-tree")
+    except FileNotFoundError:
+        return Finding(False, "git is not installed", "install git; DVC cannot work without it")
+    if found is None:
+        return Finding(False, f"{Path.cwd()} is not in a git repository", "clone the project, or run `git init`")
+    return Finding(True, "a repository")
+
+
+def commit() -> Finding:
+    """Is there a commit? `dvc exp run` starts from one."""
+    try:
+        revision = _git("rev-parse", "--verify", "HEAD")
+    except FileNotFoundError:
+        revision = None
+    if revision is None:
+        return Finding(False, "there is no commit yet, `dvc exp run` needs one", "git add -A && git commit -m start")
+    return Finding(True, revision[:12])
+
+
+def dvc() -> Finding:
+    """Is DVC initialised, with a graph?"""
+    if not Path(".dvc").is_dir():
+        return Finding(False, f"DVC is not initialised in {Path.cwd()}", "go to the project's root, or run `dvc init`")
+    if not Path("dvc.yaml").is_file():
+        return Finding(False, "dvc.yaml is missing", "git checkout dvc.yaml")
+    return Finding(True, "initialised")
+
+
+def packages() -> Finding:
+    """Are the installed versions in the ranges of the package's own metadata?"""
+    try:
+        required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
+    except metadata.PackageNotFoundError:
+        return Finding(False, f"{DISTRIBUTION} is not installed", "make install")
+    required = [r for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
+    wrong = [text for text in map(_misfit, required) if text]
+    if wrong:
+        return Finding(False, "; ".join(wrong), "pip install -e . -c constraints.txt")
+    return Finding(True, f"{len(required)} in range")
+
+
+def parameters() -> Finding:
+    """Does params.yaml hold what the stages expect?"""
+    try:
+        params.load()
+    except ValueError as error:
+        return Finding(False, str(error), "correct params.yaml")
+    return Finding(True, "valid")
+
+
+def teacher() -> Finding:
+    """Is the teacher there, and the one that the bundle was made for?"""
+    try:
+        path = Path(params.load().teacher.path)
+    except ValueError:
+        return Finding(False, "params.yaml does not say where it is", "correct params.yaml")
+    if not path.is_dir():
+        return Finding(False, f"{path} is missing", f"git checkout {path}, or set teacher.path to a diffusers folder")
+
+    from pipeline import backbones
+
+    try:
+        digest = backbones.digest(path)
+        if not artifacts.BUNDLE.is_dir():
+            return Finding(True, f"{digest[:19]}, no bundle yet")
+        wanted = artifacts.read_json(artifacts.BUNDLE / "glance.json").get("base_digest")
+    except (ValueError, OSError) as error:
+        return Finding(False, str(error), f"git checkout {path} and run `dvc repro`")
+    if digest != wanted:
+        text = f"{path} is {digest}, the bundle in {artifacts.BUNDLE} was made for {wanted}"
+        return Finding(False, text, "run `dvc repro`, or restore the teacher")
+    return Finding(True, f"{digest[:19]}, as in the bundle")
+
+
+def registry() -> Finding:
+    """Does the MLflow store answer?"""
+    uri = tracking.public_uri(tracking.tracking_uri())
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return Finding(True, f"{uri} will be made by the first registration")
+    try:
+        tracking.connect()
+    except OSError as error:
+        return Finding(False, str(error), "start the server, or correct or unset MLFLOW_TRACKING_URI")
+    return Finding(True, uri)
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "git": git,
+    "commit": commit,
+    "dvc": dvc,
+    "packages": packages,
+    "params.yaml": parameters,
+    "teacher": teacher,
+    "registry": registry,
+}
+
+
+def run() -> Iterator[tuple[str, Finding]]:
+    """Runs every check, one after the other, so that the caller can show each as it comes."""
+    for name, check in CHECKS.items():
+        yield name, check()
+
+
+def _git(*arguments: str) -> str | None:
+    """What a git command prints; None when it fails. Raises FileNotFoundError without git."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _misfit(requirement: Requirement) -> str | None:
+    """What is wrong with a required package, if anything is."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return f"{requirement.name} is missing"
+    if requirement.specifier.contains(version, prereleases=True):
+        return None
+    return f"{requirement.name} {version} is not {requirement.specifier}"

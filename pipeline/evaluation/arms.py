@@ -1,0 +1,217 @@
+"""What is compared: every arm is a row of `RECIPES`, a way to spend forwards on the same prompts and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.guidance import forwards
+from pipeline.sampling import PhasePlan
+from pipeline.schedule import Schedule, base_levels
+
+REFERENCE = "teacher"
+PRODUCT = "student"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the recipes draw on.
+
+    Attributes:
+        schedule: Base levels to sigmas, at the evaluated resolution.
+        teacher_steps: Steps of the teacher.
+        slow_u: Base levels at which the student's slow steps start.
+        fast_u: Base levels at which its fast steps start.
+        teacher_scale: The teacher's true_cfg_scale.
+        student_scale: The student's true_cfg_scale.
+        controls: Control arms that have adapters.
+    """
+
+    schedule: Schedule
+    teacher_steps: int
+    slow_u: tuple[float, ...]
+    fast_u: tuple[float, ...]
+    teacher_scale: float
+    student_scale: float
+    controls: tuple[str, ...]
+
+    @property
+    def student_steps(self) -> int:
+        """K, the student's steps."""
+        return len(self.slow_u) + len(self.fast_u)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make an image.
+
+    Attributes:
+        name: Key in metrics.json.
+        title: The arm in a few words.
+        question: What comparing it with the teacher or the student answers.
+        plan: The noise levels, and the adapter of each step.
+        true_cfg_scale: 1 is off.
+    """
+
+    name: str
+    title: str
+    question: str
+    plan: PhasePlan
+    true_cfg_scale: float
+
+    @property
+    def steps(self) -> int:
+        """Euler steps per image."""
+        return len(self.plan.adapters)
+
+    @property
+    def nfe(self) -> int:
+        """Forwards per image: a guided step takes two."""
+        return self.steps * forwards(self.true_cfg_scale)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of the table: where the steps lie, how they are guided, which adapters act.
+
+    `adapters` names the adapter of the slow and of the fast steps; None is the bare backbone, on levels of its own.
+    """
+
+    name: str
+    title: str
+    question: str
+    levels: Callable[[Setting], Sequence[float]]
+    scale: Callable[[Setting], float]
+    adapters: tuple[str, str] | None = None
+    control: bool = False
+
+
+def _even(steps: Callable[[Setting], int]) -> Callable[[Setting], Sequence[float]]:
+    """Evenly spaced base levels, what the stock pipelines do for num_inference_steps."""
+    return lambda setting: base_levels(steps(setting)).tolist()
+
+
+def _student_levels(setting: Setting) -> Sequence[float]:
+    return (*setting.slow_u, *setting.fast_u)
+
+
+def _equal_cost_steps(setting: Setting) -> int:
+    """As many guided steps as the student's forwards pay for, at least one."""
+    budget = setting.student_steps * forwards(setting.student_scale)
+    return max(1, budget // forwards(setting.teacher_scale))
+
+
+def _teacher_scale(setting: Setting) -> float:
+    return setting.teacher_scale
+
+
+def _student_scale(setting: Setting) -> float:
+    return setting.student_scale
+
+
+RECIPES = (
+    Recipe(
+        "teacher",
+        "Teacher",
+        "The ceiling: all steps, guided.",
+        _even(lambda setting: setting.teacher_steps),
+        _teacher_scale,
+    ),
+    Recipe(
+        "base_guided",
+        "Base, guided",
+        "What anybody can do for free: fewer steps of the same model, guided, at twice the student's forwards.",
+        _even(lambda setting: setting.student_steps),
+        _teacher_scale,
+    ),
+    Recipe(
+        "base_unguided",
+        "Base, unguided",
+        "The student's forwards, spent for free without guidance.",
+        _even(lambda setting: setting.student_steps),
+        lambda setting: 1.0,
+    ),
+    Recipe(
+        "base_guided_equal_cost",
+        "Base, guided, equal cost",
+        "The student's forwards, spent for free on half as many guided steps.",
+        _even(_equal_cost_steps),
+        _teacher_scale,
+    ),
+    Recipe(
+        "student",
+        "Student",
+        "The product: slow and fast adapter.",
+        _student_levels,
+        _student_scale,
+        ("slow", "fast"),
+    ),
+    Recipe(
+        "slow_only",
+        "Slow adapter only",
+        "Is the fast adapter needed, or would the slow one do in every step?",
+        _student_levels,
+        _student_scale,
+        ("slow", "slow"),
+    ),
+    Recipe(
+        "fast_only",
+        "Fast adapter only",
+        "Is the slow adapter needed, or would the fast one do in every step?",
+        _student_levels,
+        _student_scale,
+        ("fast", "fast"),
+    ),
+    Recipe(
+        "single",
+        "One adapter",
+        "Does the split matter, or is one adapter with the same total budget as good?",
+        _student_levels,
+        _student_scale,
+        ("single", "single"),
+        control=True,
+    ),
+    Recipe(
+        "swapped",
+        "Swapped adapters",
+        "Did the two adapters learn different things?",
+        _student_levels,
+        _student_scale,
+        ("fast", "slow"),
+    ),
+    Recipe(
+        "official",
+        "Official objective",
+        "What the paper's recipe gives here: its objective and settings, one sample.",
+        _student_levels,
+        _student_scale,
+        ("official_slow", "official_fast"),
+        control=True,
+    ),
+)
+
+
+def build(setting: Setting) -> list[Arm]:
+    """The arms of an evaluation, in the order of `RECIPES`; controls without adapters are left out.
+
+    Raises:
+        ValueError: If a control is unknown.
+    """
+    known = [recipe.name for recipe in RECIPES if recipe.control]
+    for name in setting.controls:
+        if name not in known:
+            raise ValueError(f"train_controls.arms must be among {', '.join(known)}, got {name!r}")
+    return [_arm(recipe, setting) for recipe in RECIPES if not recipe.control or recipe.name in setting.controls]
+
+
+def _arm(recipe: Recipe, setting: Setting) -> Arm:
+    u = torch.tensor(recipe.levels(setting), dtype=torch.float64)
+    if recipe.adapters is None:
+        adapters = (None,) * len(u)
+    else:
+        slow, fast = recipe.adapters
+        adapters = (slow,) * len(setting.slow_u) + (fast,) * len(setting.fast_u)
+    plan = PhasePlan(setting.schedule.sigmas(u), adapters)
+    return Arm(recipe.name, recipe.title, recipe.question, plan, recipe.scale(setting))

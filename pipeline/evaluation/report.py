@@ -1,0 +1,312 @@
+"""The report: one self-contained HTML page that a person reads from what matters to where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.evaluation import figures
+from pipeline.evaluation.arms import PRODUCT, REFERENCE, Arm
+from pipeline.evaluation.figures import Line, Point
+from pipeline.evaluation.gallery import gallery
+from pipeline.evaluation.markup import column, table, tag, text
+from pipeline.evaluation.pictures import Row
+from pipeline.evaluation.theme import CSS
+from pipeline.evaluation.verdicts import RIVALS, verdicts
+
+GOOD, FAIR = 0.95, 0.80  # retention from which a figure is shown as good, or as fair
+GUIDED_CURVE = (REFERENCE, "base_guided", "base_guided_equal_cost")  # the same guided model at three costs
+LOSS_STYLES = {"slow": "slow", "fast": "fast", "single": "base"}  # colours of the loss curves, else the teacher's
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything the page shows.
+
+    Attributes:
+        metrics: The content of metrics.json.
+        arms: In the order of the tables.
+        titles: Of the arms in `side_by_side`.
+        side_by_side: One row per shown prompt.
+        failure_titles: Of the arms in `failures`.
+        failures: Prompts where the teacher passes and the student does not, the first few.
+        histories: (train_step, loss) by adapter.
+        snr: Of each teacher step.
+        slow_steps: Teacher steps at which the student's slow steps start.
+        fast_steps: Teacher steps at which its fast steps start.
+        provenance: What this was made of, label to text.
+        params: The parameters, as nested dicts.
+    """
+
+    metrics: Mapping
+    arms: Sequence[Arm]
+    titles: Sequence[str]
+    side_by_side: Sequence[Row]
+    failure_titles: Sequence[str]
+    failures: Sequence[Row]
+    histories: Mapping[str, Sequence[tuple[int, float]]]
+    snr: Sequence[float]
+    slow_steps: Sequence[int]
+    fast_steps: Sequence[int]
+    provenance: Mapping[str, str]
+    params: Mapping
+
+
+def page(content: Content) -> str:
+    """The whole report as HTML text; no script, and nothing that a browser would have to fetch."""
+    head = (
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", text(_title(content))),
+        tag("style", CSS),
+    )
+    sections = (_headline, _side_by_side, _arms, _quality, _speed, _failures, _tasks, _training, _provenance)
+    main = tag("main", *(section(content) for section in sections))
+    return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', main), lang='en')}\n"
+
+
+def kind(arm: str) -> str:
+    """The CSS class of an arm: teacher, base, student or control."""
+    if arm in (REFERENCE, PRODUCT):
+        return arm
+    return "base" if arm.startswith("base") else "control"
+
+
+def grade(ratio: float) -> str:
+    """The CSS class of a retention."""
+    return "good" if ratio >= GOOD else "mid" if ratio >= FAIR else "bad"
+
+
+def percent(ratio: float | None) -> str:
+    """A ratio as percent with one decimal, or a dash."""
+    return DASH if ratio is None else f"{100 * ratio:.1f} %"
+
+
+def _between(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def _note(words: str) -> str:
+    return tag("p", text(words), css="soft")
+
+
+def _section(title: str, *children: str) -> str:
+    return tag("section", tag("h2", text(title)), *children)
+
+
+def _row(arm: Arm, cells: Sequence[str], question: bool = False) -> str:
+    small = tag("small", text(arm.question)) if question else ""
+    head = tag("th", text(arm.title), small, scope="row")
+    return tag("tr", head, *(tag("td", cell) for cell in cells), css=kind(arm.name))
+
+
+def _title(content: Content) -> str:
+    teacher, student = (content.metrics["arms"][name] for name in (REFERENCE, PRODUCT))
+    return f"{student['steps']} steps for {teacher['steps']}: what the slow-fast student keeps of its teacher"
+
+
+def _headline(content: Content) -> str:
+    metrics = content.metrics
+    teacher, student = metrics["arms"][REFERENCE], metrics["arms"][PRODUCT]
+    kept = (_fixed(student["ssim"], 3), "SSIM to the teacher's images, mean over prompts")
+    if student["retention"] is not None:
+        interval = _between(student["retention_low"], student["retention_high"])
+        kept = (percent(student["retention"]), f"of the teacher's checker score kept (95 % interval {interval})")
+    numbers = (
+        kept,
+        (f"{student['speedup_batch1']:.1f}×", "as fast as the teacher, end to end, one image at a time"),
+        (str(student["nfe"]), f"forwards per image instead of {teacher['nfe']}"),
+    )
+    cards = (tag("div", tag("b", text(value)), tag("span", text(words))) for value, words in numbers)
+    return tag(
+        "header",
+        tag("h1", text(_title(content))),
+        _note(
+            f"Measured on {metrics['prompts']} prompts that no adapter was trained on. Every arm starts from the same"
+            " noise for the same prompt."
+        ),
+        tag("div", *cards, css="numbers"),
+        _unscored(metrics),
+        tag("ul", *(tag("li", text(words), css=css) for css, words in verdicts(metrics, content.arms)), css="verdicts"),
+    )
+
+
+def _unscored(metrics: Mapping) -> str:
+    """Why there is no retention, where there is none."""
+    if metrics["unscored"]:
+        reason = f"No checker score: {metrics['unscored']}."
+    elif metrics["arms"][PRODUCT]["retention"] is None:
+        reason = "No retention: the teacher passes no prompt."
+    else:
+        return ""
+    return tag("p", text(f"{reason} What remains is the distance to the teacher's images."), css="card")
+
+
+def _side_by_side(content: Content) -> str:
+    marks = "" if content.metrics["unscored"] else " A tick or a cross is the checker's verdict on the caption."
+    note = _note(f"The same prompts from the same noise, taken evenly from the list and not picked.{marks}")
+    return _section("Side by side", note, gallery(content.titles, content.side_by_side))
+
+
+def _arms(content: Content) -> str:
+    metrics = content.metrics["arms"]
+    full = 1.02 * max(1.0, *(row["retention_high"] or 0.0 for row in metrics.values()))
+    rows = []
+    for arm in content.arms:
+        row, kept, bar = metrics[arm.name], DASH, DASH
+        if row["retention"] is not None:
+            kept = tag("span", text(percent(row["retention"])), css=f"chip {grade(row['retention'])}")
+            kept += tag("span", text(_between(row["retention_low"], row["retention_high"])), css="range")
+            bar = figures.bar(row["retention"], row["retention_low"], row["retention_high"], kind(arm.name), full)
+        cells = (
+            str(row["nfe"]),
+            kept,
+            bar,
+            percent(row["score"]),
+            _fixed(row["psnr"], 1),
+            _fixed(row["ssim"], 3),
+            _fixed(row["fd_scenes"], 2),
+            _fixed(row["diversity"], 2),
+            f"{row['speedup_batch1']:.1f}×",
+        )
+        rows.append(_row(arm, cells, question=True))
+    names = ("Forwards", "Retention", "", "Score", "PSNR, dB", "SSIM", "fd_scenes", "Diversity", "Speed-up")
+    heads = [column("Arm", css="text"), *(column(name) for name in names)]
+    note = _note(
+        "Retention is an arm's checker score over the teacher's, with 95 % intervals from a paired bootstrap over"
+        " prompts; the line in the bars is the teacher. PSNR and SSIM compare with the teacher's image of the same prompt and"
+        " noise. fd_scenes is a Fréchet distance to the teacher's images over colour, outline and sharpness statistics:"
+        " not FID, and lower is better. Diversity is the spread over seeds of one prompt as a ratio to the teacher's."
+        " Speed-up is end to end at batch 1."
+    )
+    return _section("Every arm", note, table("Every arm", [heads], rows))
+
+
+def _quality(content: Content) -> str:
+    metrics, titles = content.metrics["arms"], {arm.name: arm.title for arm in content.arms}
+    curve, cards = [titles[name] for name in GUIDED_CURVE], []
+    if metrics[PRODUCT]["retention"] is not None:
+        points = [
+            Point(row["nfe"], row["retention"], titles[name], kind(name), row["retention_low"], row["retention_high"])
+            for name, row in metrics.items()
+        ]
+        title = "Retention of the checker score over forwards per image"
+        chart = figures.over_nfe(points, curve, "retention", title, figures.percent)
+        cards.append(_card(chart, "Up and left is better. The dashed line is the guided model in fewer steps."))
+    points = [
+        Point(row["nfe"], row["fd_scenes"], titles[name], kind(name))
+        for name, row in metrics.items()
+        if row["fd_scenes"]
+    ]
+    if points:
+        title = "fd_scenes to the teacher's images over forwards per image"
+        chart = figures.over_nfe(points, curve, "fd_scenes", title, log=True)
+        cards.append(_card(chart, "Down and left is better. The teacher is at 0, below every logarithmic scale."))
+    return _section("Quality over cost", tag("div", *cards, css="pair")) if cards else ""
+
+
+def _card(chart: str, caption: str) -> str:
+    return tag("figure", chart, tag("figcaption", text(caption)), css="card")
+
+
+def _speed(content: Content) -> str:
+    metrics, batches = content.metrics, content.metrics["latency_batches"]
+    spans = (("end to end", "latency", ""), ("loop", "loop", "loop_"))
+    parts = [(batch, *span) for batch in batches for span in spans]
+    rows = []
+    for arm in content.arms:
+        row, cells = metrics["arms"][arm.name], []
+        for batch, _, name, prefix in parts:
+            cells.append(f"{row[f'{name}_ms_batch{batch}']:.1f}")
+            cells.append(f"{row[f'{prefix}speedup_batch{batch}']:.1f}×")
+        rows.append(_row(arm, cells))
+    groups = (
+        tag("th", text(f"batch {batch}, {words}"), scope="colgroup", colspan=2) for batch, words, _, _ in parts
+    )
+    heads = [
+        [column("Arm", css="text", rowspan=2), *groups],
+        [column(name) for _ in parts for name in ("ms", "speed-up")],
+    ]
+    note = _note(
+        f"Medians of {metrics['latency_repeats']} repeats in one run with the arms interleaved, on {metrics['device']}."
+        " End to end is text encoding, denoising loop and decoding; loop is the denoising alone. Adapters are fused into"
+        " the weights. A guided step is two forwards, one after the other, as in the stock pipeline. Times are for a"
+        " whole batch."
+    )
+    return _section("Speed", note, table("Speed", heads, rows))
+
+
+def _failures(content: Content) -> str:
+    counts = content.metrics["agreement"]
+    if counts is None:
+        return ""
+    rows = [
+        tag("tr", tag("th", text(name), scope="row"), *(tag("td", str(counts[key])) for key in keys))
+        for name, keys in (
+            ("teacher passes", ("both", "teacher_only")),
+            ("teacher fails", ("student_only", "neither")),
+        )
+    ]
+    heads = [[tag("td"), column("student passes"), column("student fails")]]
+    shown = _note("There is no prompt that the teacher gets right and the student does not.")
+    if content.failures:
+        total = counts["teacher_only"]
+        words = f"{len(content.failures)} of the {total} prompts that the teacher gets right and the student does not"
+        shown = tag("h3", text(words)) + gallery(content.failure_titles, content.failures)
+    return _section("Where the student fails", table("Prompts by who passes them", heads, rows), shown)
+
+
+def _tasks(content: Content) -> str:
+    by_arm = content.metrics["tasks"]
+    if not by_arm[REFERENCE]:
+        return ""
+    columns = [arm for arm in content.arms if arm.name in (REFERENCE, *RIVALS, PRODUCT)]
+    rows = []
+    for task, teacher in by_arm[REFERENCE].items():
+        scores = [by_arm[arm.name][task] for arm in columns]
+        cells = [
+            text(percent(score["score"])) + tag("span", text(_between(score["low"], score["high"])), css="range")
+            for score in scores
+        ]
+        head = tag("th", text(task.replace("_", " ")), scope="row")
+        rows.append(tag("tr", head, *(tag("td", cell) for cell in (str(teacher["n"]), *cells))))
+    heads = [column("Task", css="text"), column("Prompts"), *(column(arm.title) for arm in columns)]
+    note = _note(
+        "Share of prompts whose image the checker passes, with Wilson's 95 % interval. On rendered scenes of the same"
+        f" prompts, which are right by construction, the checker passes {percent(content.metrics['checker_truth'])}."
+    )
+    return _section("Score per task", note, table("Score per task", [heads], rows))
+
+
+def _training(content: Content) -> str:
+    cards = []
+    lines = [Line(points, name, LOSS_STYLES.get(name, "teacher")) for name, points in content.histories.items()]
+    if any(loss > 0 for line in lines for _, loss in line.points):
+        chart = figures.losses(lines, "Training loss of every adapter")
+        cards.append(
+            _card(
+                chart,
+                "Each train step faint, a running mean on top. Objectives and noise levels differ between adapters, so"
+                " compare slopes, not heights.",
+            )
+        )
+    title = "Signal-to-noise ratio over the teacher's steps"
+    chart = figures.snr_over_steps(content.snr, content.slow_steps, content.fast_steps, title)
+    cards.append(_card(chart, "Where on the teacher's path the student steps, and where slow gives to fast."))
+    return _section("Training", tag("div", *cards, css="pair"))
+
+
+def _provenance(content: Content) -> str:
+    entries = (tag("dt", text(name)) + tag("dd", tag("code", text(words))) for name, words in content.provenance.items())
+    params = tag("pre", text(json.dumps(content.params, indent=2)), tabindex=0)
+    return _section(
+        "Provenance",
+        tag("div", tag("dl", *entries), css="card"),
+        tag("details", tag("summary", "Parameters"), params),
+    )

@@ -1,0 +1,45 @@
+"""The adapters that the arms use, fused into the backbone's weights for one arm at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from pipeline.adapters import FusedPhases
+
+
+class ArmWeights:
+    """Full weights of the current arm's adapters, so that a student's forward costs what a bare one does.
+
+    Holds the adapters of one arm only: with the base, two or three copies of the adapted weights, however many arms.
+    """
+
+    def __init__(self, transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """
+        Args:
+            transformer: The bare backbone.
+            states: Adapters with folded scale, by name.
+        """
+        self.transformer = transformer
+        self.states = states
+        self.held: frozenset[str] = frozenset()
+        self.phases = FusedPhases(transformer, {})
+
+    def hold(self, adapters: Iterable[str | None]) -> None:
+        """Fuses the adapters of an arm and lets go of the others; the bare weights are in place afterwards.
+
+        Raises:
+            ValueError: If an adapter is unknown.
+        """
+        names = frozenset(name for name in adapters if name is not None)
+        for name in sorted(names - self.states.keys()):
+            raise ValueError(f"an arm needs the adapter {name!r}, got {', '.join(self.states) or 'none'}")
+        self.phases.select(None)
+        if names != self.held:
+            self.phases = FusedPhases(self.transformer, {name: self.states[name] for name in sorted(names)})
+            self.held = names
+
+    def select(self, name: str | None) -> None:
+        """Puts a held adapter's weights in place, by reference; None is the bare backbone."""
+        self.phases.select(name)

@@ -1,0 +1,328 @@
+"""The bundle: both adapters as stock diffusers loads them, what a sampler must know, and how to use it.
+
+    slow.safetensors, fast.safetensors   transformer.<module>.lora_A/B.weight, scale folded into B
+    adapter_config.json                  peft's, with lora_alpha = r
+    glance.json                          the base, the levels, the phases, the guidance
+    README.md                            the model card
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline import adapters, backbones
+from pipeline.artifacts import folder_digest, read_json, save_safetensors, write_json
+from pipeline.backbones.base import Backbone, field, repeat
+from pipeline.guidance import forwards, true_cfg
+from pipeline.params import StudentParams, TeacherParams
+from pipeline.partition import Partition
+from pipeline.sampling import PhasePlan, sample_plan
+
+FORMAT = 1
+PHASES = ("slow", "fast")
+MANIFEST = "glance.json"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class BundlePhase:
+    """One phase's part of the path."""
+
+    steps: tuple[int, ...]
+    """Teacher steps at which the student's start."""
+    u: tuple[float, ...]
+    """Base levels there."""
+    sigmas: tuple[float, ...]
+    """Noise levels there, then at the end, at the resolution of the training."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How teacher and student are guided."""
+
+    teacher_true_cfg_scale: float
+    student_true_cfg_scale: float
+    guidance_scale: float
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What glance.json says, and where it lies."""
+
+    folder: Path
+    base_model: str
+    base_digest: str
+    family: str
+    u: tuple[float, ...]
+    """Base levels of the K steps: what stock pipelines take as `sigmas`."""
+    steps: tuple[int, ...]
+    teacher_steps: int
+    phases: dict[str, BundlePhase]
+    handoff: dict[str, float]
+    height: int
+    width: int
+    max_sequence_length: int
+    guidance: Guidance
+    base_license: str
+    rank: int
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Bundle":
+        """Reads a bundle and checks that it holds together.
+
+        Raises:
+            ValueError: A file or a key is missing, the format is another one, the phases do not join, or an adapter
+                is not a LoRA of the stated rank.
+        """
+        folder = Path(folder)
+        for file in (MANIFEST, adapters.CONFIG, CARD, *(f"{phase}.safetensors" for phase in PHASES)):
+            if not (folder / file).is_file():
+                raise ValueError(f"{folder} is no bundle: {file} is missing")
+        content = read_json(folder / MANIFEST)
+        if content.get("format") != FORMAT:
+            raise ValueError(f"{folder / MANIFEST}: format must be {FORMAT}, got {content.get('format')}")
+        try:
+            values = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
+            values |= {
+                "u": tuple(values["u"]),
+                "steps": tuple(values["steps"]),
+                "phases": {
+                    name: BundlePhase(**{key: tuple(entry) for key, entry in values["phases"][name].items()})
+                    for name in PHASES
+                },
+                "guidance": Guidance(**values["guidance"]),
+            }
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / MANIFEST} is not a complete manifest ({error})") from error
+        bundle = cls(folder=folder, **values)
+        bundle._check_path()
+        bundle.states()
+        return bundle
+
+    def states(self) -> dict[str, adapters.State]:
+        """Both adapters' tensors, with folded scale.
+
+        Raises:
+            ValueError: A file is unreadable, or holds anything but a LoRA of the bundle's rank.
+        """
+        return {phase: self._state(self.folder / f"{phase}.safetensors") for phase in PHASES}
+
+    def plan(self, sigmas: Tensor) -> PhasePlan:
+        """Which adapter acts in each of the K steps over `sigmas`, shape (K + 1,)."""
+        return PhasePlan(sigmas, tuple(name for name in PHASES for _ in self.phases[name].steps))
+
+    def _state(self, path: Path) -> adapters.State:
+        try:
+            state = adapters.strip_prefix(load_file(path), adapters.DIFFUSERS_PREFIX, path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file ({error})") from error
+        ranks = {tensor.shape[0 if ".lora_A." in key else 1] for key, tensor in state.items()}
+        if ranks != {self.rank}:
+            raise ValueError(f"{path} must have rank {self.rank}, as {MANIFEST} says, got {sorted(ranks)}")
+        return state
+
+    def _check_path(self) -> None:
+        slow, fast = (self.phases[name] for name in PHASES)
+        sigmas = (*slow.sigmas[:-1], *fast.sigmas)
+        joined = slow.sigmas[-1:] == fast.sigmas[:1] and self.u == slow.u + fast.u
+        whole = joined and len(sigmas) == len(self.u) + 1 and sigmas[-1] == 0
+        if not whole or any(later >= earlier for earlier, later in pairwise(sigmas)):
+            raise ValueError(
+                f"{self.folder / MANIFEST}: slow must end where fast starts, and sigma go down to 0, "
+                f"got {list(slow.sigmas)} and {list(fast.sigmas)} at {len(self.u)} levels"
+            )
+
+
+def bundle_digest(folder: str | Path) -> str:
+    """"sha256:<hex>" of a bundle's file names and bytes: what a version of it is known by."""
+    return folder_digest(folder)
+
+
+def write(
+    folder: str | Path,
+    trained: Mapping[str, Path],
+    partition: Partition,
+    teacher: TeacherParams,
+    student: StudentParams,
+) -> Bundle:
+    """Writes a bundle and reads it back.
+
+    Args:
+        folder: Where it goes.
+        trained: The folder of each phase's adapter, in peft's layout.
+        partition: The student's path.
+        teacher: The base, and how it was run.
+        student: How the student is run.
+
+    Raises:
+        ValueError: An adapter is missing, or the two have different ranks.
+    """
+    folder = Path(folder)
+    read = {phase: adapters.read(trained[phase]) for phase in PHASES}
+    ranks = {phase: config.r for phase, (_, config) in read.items()}
+    if len(set(ranks.values())) > 1:
+        raise ValueError(f"slow and fast must have the same rank, got {ranks['slow']} and {ranks['fast']}")
+    for phase, (state, _) in read.items():
+        tensors = {adapters.DIFFUSERS_PREFIX + key: tensor for key, tensor in state.items()}
+        save_safetensors(folder / f"{phase}.safetensors", tensors, {"format": "pt"})
+    config = read["slow"][1]
+    folded = LoraConfig(r=config.r, lora_alpha=config.r, target_modules=config.target_modules)
+    folded.base_model_name_or_path = teacher.path
+    adapters.write_config(folder, folded)
+
+    content = {
+        "format": FORMAT,
+        "base_model": teacher.path,
+        "base_digest": backbones.digest(teacher.path),
+        "family": backbones.load(teacher.path, "cpu", parts=()).family,
+        "u": partition.u,
+        "steps": partition.steps[:-1],
+        "teacher_steps": partition.teacher_steps,
+        "phases": {
+            name: asdict(BundlePhase(phase.steps, phase.u, phase.sigmas)) for name, phase in partition.phases.items()
+        },
+        "handoff": {"step": partition.fast.steps[0], "u": partition.fast.u[0], "sigma": partition.handoff},
+        "height": teacher.height,
+        "width": teacher.width,
+        "max_sequence_length": teacher.max_sequence_length,
+        "guidance": asdict(
+            Guidance(teacher.true_cfg_scale, student.true_cfg_scale, teacher.guidance_scale, teacher.negative_prompt)
+        ),
+        "base_license": _license(Path(teacher.path) / "README.md"),
+        "rank": config.r,
+    }
+    write_json(folder / MANIFEST, content)
+    (folder / CARD).write_text(_card(content), encoding="utf-8")
+    return Bundle.load(folder)
+
+
+def generate(
+    backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list[int], fused: bool = True
+) -> Tensor:
+    """One image per prompt: K Euler steps, slow's adapter before the handoff and fast's after it.
+
+    Args:
+        backbone: The bundle's base, whole; it is left as it was.
+        bundle: The pair.
+        prompts: B texts.
+        seeds: Of each image's noise, length B.
+        fused: Put each phase's full weights in place (no low-rank path in a forward, a copy of the adapted weights
+            per phase in memory); else run peft's modules.
+
+    Returns:
+        uint8 (B, height, width, 3), on the CPU.
+
+    Raises:
+        ValueError: There are not as many seeds as prompts, or an adapter names a module that the base lacks.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"every prompt needs a seed, got {len(prompts)} prompts and {len(seeds)} seeds")
+    guidance, grid = bundle.guidance, backbone.grid(bundle.height, bundle.width)
+
+    conditioning = backbone.encode(prompts, bundle.max_sequence_length)
+    velocity = field(backbone, conditioning, guidance.guidance_scale, grid)
+    if forwards(guidance.student_true_cfg_scale) == 2:
+        negative = repeat(backbone.encode([guidance.negative_prompt], bundle.max_sequence_length), len(prompts))
+        unguided = field(backbone, negative, guidance.guidance_scale, grid)
+        velocity = true_cfg(velocity, unguided, guidance.student_true_cfg_scale)
+
+    sigmas = backbone.schedule(bundle.height, bundle.width).sigmas(torch.tensor(bundle.u, dtype=torch.float64))
+    noise = backbone.noise(seeds, bundle.height, bundle.width)
+    with adapters.acting(backbone.transformer, bundle.states(), fused) as select:
+        x = sample_plan(velocity, noise, bundle.plan(sigmas), select)
+    return backbone.decode(x, bundle.height, bundle.width)
+
+
+def _license(card: Path) -> str:
+    """The `license:` of a model card's front matter; "unknown" without one."""
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    head = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
+    found = [line.partition(":")[2].strip() for line in head if line.startswith("license:")]
+    return found[0] if found else "unknown"
+
+
+def _card(manifest: Mapping[str, Any]) -> str:
+    """The model card, with the lines that use the bundle in plain diffusers."""
+    guidance, slow, fast = manifest["guidance"], manifest["phases"]["slow"], manifest["phases"]["fast"]
+    negative = ""
+    if forwards(guidance["student_true_cfg_scale"]) == 2:
+        scale, text = guidance["student_true_cfg_scale"], guidance["negative_prompt"]
+        negative = f"\n    true_cfg_scale={scale},\n    negative_prompt={text!r},"
+    return CARD_TEXT.substitute(
+        base=manifest["base_model"],
+        license=manifest["base_license"],
+        digest=manifest["base_digest"],
+        slow=len(slow["steps"]),
+        fast=len(fast["steps"]),
+        steps=len(manifest["steps"]),
+        teacher_steps=manifest["teacher_steps"],
+        teacher_scale=guidance["teacher_true_cfg_scale"],
+        handoff=f"{manifest['handoff']['sigma']:.4f}",
+        rank=manifest["rank"],
+        u=list(manifest["u"]),
+        height=manifest["height"],
+        width=manifest["width"],
+        tokens=manifest["max_sequence_length"],
+        guidance_scale=guidance["guidance_scale"],
+        negative=negative,
+    )
+
+
+CARD_TEXT = Template('''---
+base_model: $base
+library_name: diffusers
+license: $license
+pipeline_tag: text-to-image
+tags: [lora, flow-matching, distillation]
+---
+
+# A slow-fast pair of adapters: $steps steps instead of $teacher_steps
+
+Two LoRA adapters of rank $rank for `$base`. `slow` acts in the first $slow steps, `fast` in the last $fast, from
+sigma $handoff on. They were trained on the path of the base model with $teacher_steps steps and a true CFG scale of
+$teacher_scale. The method follows "Glance: Accelerating Diffusion Models with 1 Sample", arXiv 2512.02899.
+
+With plain diffusers:
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+folder = "."  # of this card
+pipe = DiffusionPipeline.from_pretrained("$base")
+for phase in ("slow", "fast"):
+    pipe.load_lora_weights(folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
+
+
+def hand_over(pipe, step, timestep, tensors):
+    if step == $slow - 1:  # the last slow step is done
+        pipe.set_adapters("fast")
+    return tensors
+
+
+pipe.set_adapters("slow")
+image = pipe(
+    "a red star",
+    sigmas=$u,
+    guidance_scale=$guidance_scale,$negative
+    height=$height,
+    width=$width,
+    max_sequence_length=$tokens,
+    generator=torch.Generator().manual_seed(0),
+    callback_on_step_end=hand_over,
+).images[0]
+```
+
+`glance.json` has the levels, the phases and the guidance in full. The adapters belong to the base model whose
+transformer has the digest `$digest`, and its licence ($license) holds for them.
+''')

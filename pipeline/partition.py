@@ -1,0 +1,222 @@
+"""Which teacher steps the student keeps, and where the slow phase hands over to the fast one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pipeline import flow
+from pipeline.params import Params, PartitionParams
+from pipeline.schedule import NUM_TRAIN_TIMESTEPS, Schedule, base_levels
+
+LEVEL_TOLERANCE = 1e-9  # 1 - i / N against a threshold typed with two digits
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The part of the student's path that one adapter owns: S Euler steps between states of the teacher."""
+
+    name: str
+    """"slow" or "fast"."""
+    steps: tuple[int, ...]
+    """Teacher step at which each student step starts, length S."""
+    end: int
+    """Teacher step at which the last one ends: the other phase's first, or the teacher's number of steps."""
+    u: tuple[float, ...]
+    """Base level at each start, length S."""
+    sigmas: tuple[float, ...]
+    """Noise level at each start, then at the end, length S + 1."""
+    timesteps: tuple[float, ...]
+    """1000 sigma at each start: what the model is told, length S."""
+    snr: tuple[float, ...]
+    """Signal-to-noise ratio at each start, length S."""
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(start, end) in teacher steps of each student step."""
+        return tuple(pairwise((*self.steps, self.end)))
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The student's path: K = slow + fast steps, both phases on the teacher's own noise levels."""
+
+    rule: str
+    teacher_steps: int
+    schedule: Schedule
+    slow: Phase
+    fast: Phase
+
+    @property
+    def handoff(self) -> float:
+        """The sigma where slow gives to fast."""
+        return self.fast.sigmas[0]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Teacher steps of the K starts, then the teacher's number of steps, length K + 1."""
+        return (*self.slow.steps, *self.fast.steps, self.fast.end)
+
+    @property
+    def u(self) -> tuple[float, ...]:
+        """Base levels of the K starts: what stock pipelines take as `sigmas`."""
+        return self.slow.u + self.fast.u
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise levels of the K starts, then 0, length K + 1."""
+        return self.slow.sigmas[:-1] + self.fast.sigmas
+
+    @property
+    def phases(self) -> dict[str, Phase]:
+        """Both phases by name, in order."""
+        return {"slow": self.slow, "fast": self.fast}
+
+    def to_json(self) -> dict[str, Any]:
+        """The partition as JSON's types; from_json reads it back."""
+        return {
+            "version": 1,
+            "rule": self.rule,
+            "teacher_steps": self.teacher_steps,
+            "schedule": asdict(self.schedule),
+            "handoff": {"step": self.fast.steps[0], "u": self.fast.u[0], "sigma": self.handoff},
+            "phases": {name: asdict(phase) for name, phase in self.phases.items()},
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Partition":
+        """Reads what to_json gave.
+
+        Raises:
+            ValueError: A key is missing, or the version is another one.
+        """
+        try:
+            if content["version"] != 1:
+                raise ValueError(f"partition: version must be 1, got {content['version']}")
+            phases = {
+                name: Phase(**{key: tuple(v) if isinstance(v, list) else v for key, v in phase.items()})
+                for name, phase in content["phases"].items()
+            }
+            schedule = Schedule(**content["schedule"])
+            return cls(content["rule"], content["teacher_steps"], schedule, phases["slow"], phases["fast"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"partition: not a partition of this project ({error})") from error
+
+
+Rule = Callable[[PartitionParams, int], tuple[list[int], list[int]]]
+"""(settings, teacher_steps) -> teacher steps at which the slow and the fast steps start."""
+
+
+def snr(settings: PartitionParams, teacher_steps: int) -> tuple[list[int], list[int]]:
+    """The handoff is the first teacher step with u <= threshold_u; each phase's steps lie evenly in its own part.
+
+    The SNR is a monotone function of u, and unlike one in sigma this threshold means the same at every resolution.
+
+    Raises:
+        ValueError: The threshold leaves the fast phase without teacher steps.
+    """
+    levels = base_levels(teacher_steps).tolist()
+    below = [step for step, u in enumerate(levels) if u <= settings.threshold_u + LEVEL_TOLERANCE]
+    if not below:
+        raise ValueError(
+            f"partition.threshold_u must be at least the last level {levels[-1]:g}, got {settings.threshold_u:g}"
+        )
+    handoff = below[0]
+    return _spread(0, handoff, settings.slow_steps), _spread(handoff, teacher_steps, settings.fast_steps)
+
+
+def uniform(settings: PartitionParams, teacher_steps: int) -> tuple[list[int], list[int]]:
+    """All steps evenly over the teacher's; the slow phase owns the first slow_steps of them."""
+    steps = _spread(0, teacher_steps, settings.slow_steps + settings.fast_steps)
+    return steps[: settings.slow_steps], steps[settings.slow_steps :]
+
+
+def official(settings: PartitionParams, teacher_steps: int) -> tuple[list[int], list[int]]:
+    """The official Glance lists: slow evenly from u = 1 to .84, fast from .80 to 0, the last kept above 0.
+
+    With 5 + 5 of 50 steps that is 0 2 4 6 8 | 10 20 30 40 49. arXiv 2512.02899.
+    """
+    slow = _between(0, 0.16 * teacher_steps, settings.slow_steps)
+    fast = _between(0.20 * teacher_steps, teacher_steps, settings.fast_steps)
+    return slow, [min(step, teacher_steps - 1) for step in fast]
+
+
+RULES: dict[str, Rule] = {"snr": snr, "uniform": uniform, "official": official}
+
+
+def compute(params: Params, schedule: Schedule) -> Partition:
+    """The partition that params.partition asks for, on the noise levels of a teacher with this schedule.
+
+    Raises:
+        ValueError: The rule is unknown, or its steps do not fit into the teacher's.
+    """
+    settings, teacher_steps = params.partition, params.teacher.steps
+    if settings.rule not in RULES:
+        raise ValueError(f"partition.rule must be one of {', '.join(RULES)}, got {settings.rule}")
+    slow, fast = RULES[settings.rule](settings, teacher_steps)
+    _check(settings, slow, fast, teacher_steps)
+    return Partition(
+        rule=settings.rule,
+        teacher_steps=teacher_steps,
+        schedule=schedule,
+        slow=_phase("slow", slow, fast[0], teacher_steps, schedule),
+        fast=_phase("fast", fast, teacher_steps, teacher_steps, schedule),
+    )
+
+
+def plot(partition: Partition, path: str | Path) -> None:
+    """Draws SNR over the teacher's steps, with the handoff and the steps that the student keeps."""
+    from matplotlib.figure import Figure  # takes a second, and only this function needs it
+
+    ratios = flow.snr(partition.schedule.sigmas(base_levels(partition.teacher_steps))[:-1]).tolist()
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(1, partition.teacher_steps), ratios[1:], color="0.6", label="teacher")  # SNR is 0 at step 0
+    for phase, colour in ((partition.slow, "tab:blue"), (partition.fast, "tab:orange")):
+        shown = [max(ratios[step], ratios[1] / 4) for step in phase.steps]
+        axes.plot(phase.steps, shown, "o", color=colour, label=f"{phase.name}: {len(phase.steps)} steps")
+    handoff = partition.fast.steps[0]
+    axes.axvline(handoff, color="0.3", linestyle="--", label=f"handoff: step {handoff}, u {partition.fast.u[0]:.3g}")
+    axes.set(yscale="log", xlabel="teacher step", ylabel="signal-to-noise ratio", title=f"rule: {partition.rule}")
+    axes.legend(frameon=False)
+    figure.savefig(str(path), dpi=120, metadata={"Software": None})
+
+
+def _phase(name: str, steps: list[int], end: int, teacher_steps: int, schedule: Schedule) -> Phase:
+    levels = base_levels(teacher_steps)
+    teacher_sigmas = schedule.sigmas(levels)
+    sigmas = teacher_sigmas[[*steps, end]]
+    return Phase(
+        name=name,
+        steps=tuple(steps),
+        end=end,
+        u=tuple(levels[steps].tolist()),
+        sigmas=tuple(sigmas.tolist()),
+        timesteps=tuple((NUM_TRAIN_TIMESTEPS * sigmas[:-1]).tolist()),
+        snr=tuple(flow.snr(sigmas[:-1]).tolist()),
+    )
+
+
+def _check(settings: PartitionParams, slow: list[int], fast: list[int], teacher_steps: int) -> None:
+    """A phase with more steps than teacher steps to choose from has some of them twice."""
+    handoff = fast[0]
+    for name, steps, room in (("slow", slow, handoff), ("fast", fast, teacher_steps - handoff)):
+        if any(later <= earlier for earlier, later in pairwise(steps)) or len(steps) > room:
+            raise ValueError(
+                f"partition.{name}_steps must fit into the {room} teacher steps that rule {settings.rule} gives it, "
+                f"got {len(steps)}"
+            )
+    if slow[-1] >= handoff:
+        raise ValueError(f"partition: slow steps {slow} must end before the first fast step {handoff}")
+
+
+def _spread(first: int, end: int, count: int) -> list[int]:
+    """`count` steps evenly from `first` on, so that the next one would be `end`."""
+    return [first + round(i * (end - first) / count) for i in range(count)]
+
+
+def _between(first: float, last: float, count: int) -> list[int]:
+    """`count` steps evenly from `first` to `last`, both included."""
+    gaps = max(count - 1, 1)
+    return [round(first + i * (last - first) / gaps) for i in range(count)]

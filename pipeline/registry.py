@@ -1,0 +1,228 @@
+"""Registers a bundle with what made it, promotes a version, pulls one back.
+
+A bundle is known by the digest of its bytes: registering the same bytes again publishes the run but makes no second
+version. A pull takes data, never code, and arrives whole or not at all.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline import provenance, tracking
+from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, dvc_root, read_json
+from pipeline.params import Params
+from pipeline.tracking import Store, Version
+
+CANDIDATE = "candidate"  # the bundle that the pipeline registered last
+CHAMPION = "champion"  # the one that somebody promoted
+DIGEST = "bundle_digest"
+FOLDER = "bundle"  # of the run's artifacts
+SUFFIXES = (".safetensors", ".json", ".md")  # what a bundle may hold: nothing that runs when it is read
+HEADLINE = ("retention", "retention_low", "retention_high", "score", "nfe", "speedup_batch1")  # of the student, as tags
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What `register` did: the run it published, and the version, which is new or had these bytes before."""
+
+    version: Version
+    run_id: str
+    created: bool
+
+
+def register(
+    params: Params, bundle: Path = BUNDLE, evaluation: Path = EVALUATION, lock: Path = Path("dvc.lock")
+) -> Registration:
+    """Publishes this `dvc repro` as a run with a child per stage, and its bundle as a model version named `candidate`.
+
+    Args:
+        params: The parameters; `register.name` names the model and the experiment.
+        bundle: The folder that becomes the version.
+        evaluation: The folder with metrics.json.
+        lock: The dvc.lock that says what each stage read and wrote.
+
+    Raises:
+        ValueError: The bundle is incomplete or holds other files than a bundle may, or dvc.lock is missing.
+        FileNotFoundError: There is no metrics.json.
+        ConnectionError: The MLflow server is down or refuses.
+    """
+    store = tracking.connect()
+    digest = _verified_digest(bundle)
+    metrics = read_json(evaluation / "metrics.json")
+    records = [record for record in provenance.stage_records(lock) if record.name != "register"]
+    manifest = read_json(bundle / "glance.json")
+    experiment = provenance.dvc_experiment()
+    revision = provenance.git_revision()
+
+    facts = {DIGEST: digest, "base_digest": manifest["base_digest"], "base_model": manifest["base_model"]}
+    if experiment:
+        facts["dvc_experiment"] = experiment
+    if revision:
+        facts["git_revision"] = revision
+    headline = {key: str(value) for key, value in _headline(metrics).items()}
+
+    with tracking.locked():
+        experiment_id = store.experiment(params.register.name)
+        with store.run(experiment_id, experiment or f"repro {(revision or digest)[:8]}") as run_id:
+            store.log(run_id, provenance.flatten(asdict(params)), provenance.numbers(metrics), facts)
+            store.log_files(run_id, {lock: "."})
+            for record in records:
+                with store.run(experiment_id, record.name, parent=run_id) as child:
+                    tags = {"stage": record.name, "command": record.command, **record.digests}
+                    store.log(child, record.params, record.metrics(), tags)
+                    store.log_files(child, record.files())
+            version, created = _version(store, params.register.name, digest, run_id, bundle, {**facts, **headline})
+            with store.run(experiment_id, "register", parent=run_id) as child:
+                own = provenance.flatten({"register": asdict(params.register)})
+                store.log(child, own, tags={"stage": "register", DIGEST: digest, "model_version": version.number})
+            store.log(run_id, tags={"model_version": version.number})
+            store.tag(version, {**headline, "measured_by": run_id})
+            store.set_alias(version, CANDIDATE)
+    return Registration(version, run_id, created)
+
+
+def promote(params: Params, reference: str | None = None, force: bool = False) -> Version:
+    """Points the alias `champion` at a version.
+
+    Args:
+        params: `register.min_retention` is the least share of the teacher's score that a champion keeps.
+        reference: `models:/name@alias`, `models:/name/version`, or a version number; None = the candidate.
+        force: Promote whatever was measured.
+
+    Raises:
+        ValueError: The retention is below the threshold or was never measured, or the reference has another form.
+        ConnectionError: There is no such version, or the server is down.
+    """
+    name = params.register.name
+    if reference is None:
+        reference = f"models:/{name}@{CANDIDATE}"
+    elif reference.isdecimal():
+        reference = f"models:/{name}/{reference}"
+    parse(reference)
+    store = tracking.connect()
+    version = find(store, reference)
+    retention, threshold = version.tags.get("retention"), params.register.min_retention
+    if not force:
+        if retention is None:
+            raise ValueError(f"{version} has no measured retention: evaluate it, or promote it with --force")
+        if not float(retention) >= threshold:
+            raise ValueError(
+                f"{version} keeps {float(retention):.3f} of the teacher's score, register.min_retention asks for"
+                f" {threshold:g}: train a better one, or promote it with --force"
+            )
+    store.set_alias(version, CHAMPION)
+    return version
+
+
+def pull(reference: str, target: Path | None = None) -> Path:
+    """Downloads a version, checks its bytes and moves it into place whole.
+
+    Args:
+        reference: `models:/name@alias` or `models:/name/version`.
+        target: The folder to make; None = a folder named by the digest under `$DVC_ROOT/.glance/bundles`.
+
+    Returns:
+        The folder. It is left alone if it holds these bytes already.
+
+    Raises:
+        ValueError: The version holds files that no bundle has, its bytes are not the ones that were registered, or
+            `target` holds something else.
+        ConnectionError: There is no such version, or the server is down.
+    """
+    from pipeline.export import bundle_digest
+
+    parse(reference)
+    store = tracking.connect()
+    version = find(store, reference)
+    digest = version.tags.get(DIGEST)
+    if digest is None:
+        raise ValueError(f"{version} has no tag {DIGEST}: it was not registered by this pipeline")
+    if target is None:
+        target = dvc_root() / ".glance" / "bundles" / digest.removeprefix("sha256:")
+    if target.exists():
+        if target.is_dir() and any(target.iterdir()) and bundle_digest(target) == digest:
+            return target
+        raise ValueError(f"{target} exists and is not {version}: remove it, or name another folder")
+    check_files(str(version), store.files(version))
+    with atomic_dir(target) as partial:
+        download = store.download(version, partial)
+        check_files(str(version), (f"{path.name}{'/' if path.is_dir() else ''}" for path in download.iterdir()))
+        got = bundle_digest(download)
+        if got != digest:
+            raise ValueError(f"{version} does not match its digest: registered as {digest}, downloaded {got}")
+        if download != partial:  # mlflow keeps the folder's name below the destination
+            for file in download.iterdir():
+                file.rename(partial / file.name)
+            shutil.rmtree(partial / download.relative_to(partial).parts[0])
+    return target
+
+
+def check_files(owner: str, names: Iterable[str]) -> None:
+    """Refuses names that no bundle has: a pickle or a program in a download is never read.
+
+    Raises:
+        ValueError: There is no file, or one that is not safetensors, json or md.
+    """
+    names = sorted(names)
+    if not names:
+        raise ValueError(f"{owner} holds no files")
+    for name in names:
+        if not name.endswith(SUFFIXES):
+            raise ValueError(f"{owner} holds {name}; a bundle has only {', '.join(SUFFIXES)} files")
+
+
+def parse(reference: str) -> tuple[str, str | None, int | None]:
+    """Takes a reference apart: (name, alias, None) or (name, None, version number).
+
+    Raises:
+        ValueError: The reference has another form.
+    """
+    match = re.fullmatch(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))", reference)
+    if match is None:
+        raise ValueError(f"a version is named models:/name@alias or models:/name/version, got {reference!r}")
+    name, alias, number = match.groups()
+    return name, alias, None if number is None else int(number)
+
+
+def find(store: Store, reference: str) -> Version:
+    """The version that a reference names.
+
+    Raises:
+        ValueError: The reference has another form than `parse` takes.
+        ConnectionError: There is no such version.
+    """
+    name, alias, number = parse(reference)
+    return store.by_number(name, number) if alias is None else store.by_alias(name, alias)
+
+
+def _verified_digest(bundle: Path) -> str:
+    from pipeline.export import Bundle, bundle_digest
+
+    Bundle.load(bundle)
+    check_files(str(bundle), (f"{path.name}{'/' if path.is_dir() else ''}" for path in bundle.iterdir()))
+    return bundle_digest(bundle)
+
+
+def _headline(metrics: Mapping) -> dict[str, float]:
+    try:
+        student = metrics["arms"]["student"]
+        return {key: student[key] for key in HEADLINE if student.get(key) is not None}
+    except (KeyError, TypeError) as error:
+        raise ValueError("metrics.json has no arms.student: the evaluation is incomplete") from error
+
+
+def _version(
+    store: Store, name: str, digest: str, run_id: str, bundle: Path, tags: Mapping[str, str]
+) -> tuple[Version, bool]:
+    """The version with these bytes, made if there is none, and whether it was made."""
+    found = store.find(name, DIGEST, digest)
+    if found:
+        return found[0], False
+    made = store.create_version(name, store.log_folder(run_id, bundle, FOLDER), run_id, tags)
+    first, *_ = store.find(name, DIGEST, digest)  # another machine may have registered in the meantime: the older stays
+    if first.number < made.number:
+        store.delete_version(made)
+        return first, False
+    return made, True

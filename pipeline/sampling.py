@@ -1,0 +1,91 @@
+"""Euler over a given grid of noise levels."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from pipeline.guidance import Velocity
+from pipeline.partition import Partition
+
+
+@torch.no_grad()
+def euler_states(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Yields x at each of sigmas, the first included; NFE = len(sigmas) - 1.
+
+    Args:
+        velocity: The field to follow, v(x, sigma) with x (B, ...) and sigma (B,).
+        x: Latents at sigmas[0], shape (B, ...).
+        sigmas: Decreasing noise levels, shape (S + 1,).
+    """
+    yield x
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        x = _step(velocity, x, sigma, sigma_next)
+        yield x
+
+
+def euler(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Follows dx/dsigma = v from sigmas[0] to sigmas[-1] and returns x there; arguments as in euler_states."""
+    for state in euler_states(velocity, x, sigmas):
+        x = state
+    return x
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """Noise levels, and which adapter acts in each step.
+
+    Raises:
+        ValueError: There is not one adapter entry per step.
+    """
+
+    sigmas: Tensor
+    """Decreasing, shape (S + 1,)."""
+    adapters: tuple[str | None, ...]
+    """Length S; None = the base alone."""
+
+    def __post_init__(self):
+        if len(self.adapters) != len(self.sigmas) - 1:
+            raise ValueError(
+                f"a plan of {len(self.sigmas) - 1} steps needs as many adapters, got {len(self.adapters)}"
+            )
+
+
+def fixed_plan(sigmas: Tensor, adapter: str | None = None) -> PhasePlan:
+    """One adapter, or none, in every step."""
+    return PhasePlan(sigmas, (adapter,) * (len(sigmas) - 1))
+
+
+def two_phase_plan(partition: Partition, slow: str | None = "slow", fast: str | None = "fast") -> PhasePlan:
+    """The adapter `slow` in the slow phase's steps, `fast` from the handoff on."""
+    adapters = (slow,) * len(partition.slow.steps) + (fast,) * len(partition.fast.steps)
+    return PhasePlan(torch.tensor(partition.sigmas, dtype=torch.float64), adapters)
+
+
+@torch.no_grad()
+def sample_plan(velocity: Velocity, x: Tensor, plan: PhasePlan, select: Callable[[str | None], None]) -> Tensor:
+    """Follows a plan; `select` is told the adapter before the first step and before each step that changes it.
+
+    Args:
+        velocity: v(x, sigma) of the model with the selected adapter.
+        x: Latents at plan.sigmas[0], shape (B, ...).
+        plan: S steps.
+        select: Makes an adapter (None = the base alone) act in `velocity`.
+
+    Returns:
+        Latents at plan.sigmas[-1], shape (B, ...).
+    """
+    for step, (sigma, sigma_next) in enumerate(pairwise(plan.sigmas.tolist())):
+        if step == 0 or plan.adapters[step] != plan.adapters[step - 1]:
+            select(plan.adapters[step])
+        x = _step(velocity, x, sigma, sigma_next)
+    return x
+
+
+def _step(velocity: Velocity, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """x + (sigma_next - sigma) v(x, sigma); latents of 16 bits are summed in float32, as diffusers does."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    v = velocity(x, torch.full((len(x),), sigma, dtype=wide, device=x.device))
+    return (x.to(wide) + (sigma_next - sigma) * v.to(wide)).to(x.dtype)

@@ -1,0 +1,356 @@
+"""Trains one adapter: what it is asked to predict, and a loop that goes on where it was killed."""
+
+import csv
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline import adapters, flow
+from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest
+from pipeline.backbones.base import Backbone, Conditioning, repeat
+from pipeline.guidance import Velocity, forwards, true_cfg
+from pipeline.params import PhaseParams, TrainingParams
+from pipeline.trajectories import Trajectories
+
+CHECKPOINT = "checkpoint.pt"
+
+Step = tuple[int, int]
+"""A student step: the teacher's indices of its start and of its end."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an adapter is trained; the words are those of params.yaml."""
+
+    objective: str
+    rank: int
+    alpha: float
+    targets: str
+    batch: int
+    precision: str
+    checkpoint_every: int
+    learning_rate: float
+    train_steps: int
+    seed: int
+
+    @classmethod
+    def of(cls, training: TrainingParams, phase: PhaseParams) -> "Settings":
+        """The shared settings with one phase's own."""
+        return cls(**asdict(training), **asdict(phase))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter to train: everything its bytes depend on, but for the teacher, the trajectories and the code."""
+
+    name: str
+    steps: tuple[Step, ...]
+    """The student steps that it serves, as a phase's `pairs`."""
+    settings: Settings
+    guidance_scale: float
+    true_cfg_scale: float
+    """The student's: above 1 its guided velocity is what is trained, at 1 the guidance is baked in."""
+    trajectories: int | None = None
+    """Train on the first so many trajectories; None = all."""
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """What one optimiser step reports."""
+
+    train_step: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the objectives see of B student steps; latents (B, T, C) and sigmas (B,), all float32."""
+
+    x: Tensor
+    """The teacher's state at the start."""
+    x_next: Tensor
+    """The teacher's state at the end."""
+    x_0: Tensor
+    """The teacher's last state."""
+    noise: Tensor
+    """Fresh noise, from the job's seed."""
+    sigma: Tensor
+    sigma_next: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the model is asked, and how its learning rate goes."""
+
+    problem: Callable[[Sample], tuple[Tensor, Tensor]]
+    """A sample's input x and target velocity."""
+    rate: Callable[[float], float]
+    """Factor of the learning rate by the share of train steps that are done."""
+    guided: bool
+    """Whether the velocity that meets the target is the student's guided one; else the conditional one alone."""
+
+
+def trajectory(sample: Sample) -> tuple[Tensor, Tensor]:
+    """x = x_i of the teacher, target (x_j - x_i) / (sigma_j - sigma_i): one Euler step lands on the teacher's path.
+
+    In units of velocity, so every student step weighs the same, however short it is.
+    """
+    return sample.x, flow.secant(sample.x, sample.x_next, sample.sigma, sample.sigma_next)
+
+
+def noise_to_data(sample: Sample) -> tuple[Tensor, Tensor]:
+    """x = (1 - sigma) x_0 + sigma noise at the phase's levels, target noise - x_0: the paper's objective."""
+    return flow.interpolate(sample.x_0, sample.noise, sample.sigma), flow.velocity(sample.x_0, sample.noise)
+
+
+def cosine(done: float) -> float:
+    """(1 + cos(pi done)) / 2: from 1 to 0."""
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def constant(done: float) -> float:
+    """1."""
+    return 1.0
+
+
+OBJECTIVES = {
+    "trajectory": Objective(trajectory, cosine, guided=True),
+    "flow": Objective(noise_to_data, constant, guided=False),
+}
+
+
+def train(
+    backbone: Backbone, trajectories: Trajectories, job: Job, checkpoint: Path | None = None
+) -> Iterator[TrainStep]:
+    """Trains an adapter called `job.name` on the backbone, and leaves it there; yields one record per train step.
+
+    AdamW on the mean squared error of the velocity. A batch is a function of the seed and of the train step alone.
+
+    Args:
+        backbone: Its transformer carries no adapter of that name.
+        trajectories: The teacher's states and their conditioning.
+        job: What to train.
+        checkpoint: A folder for resumable states that nothing but this job uses. When it holds one, its records are
+            yielded at once and training goes on from there, to the same bytes as without the interruption.
+
+    Raises:
+        ValueError: The objective or the targets are unknown, or a loss is not finite; no checkpoint keeps that step.
+    """
+    settings = job.settings
+    if settings.objective not in OBJECTIVES:
+        raise ValueError(f"training.objective must be one of {', '.join(OBJECTIVES)}, got {settings.objective!r}")
+    objective = OBJECTIVES[settings.objective]
+    adapters.add(backbone, job.name, settings.rank, settings.alpha, settings.targets, settings.seed)
+    parameters = adapters.parameters(backbone.transformer, job.name)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, fused=True)
+    history = _restore(checkpoint, parameters, optimizer) if checkpoint else []
+    negative = trajectories.negative()
+    grid = backbone.grid(trajectories.recording.height, trajectories.recording.width)
+    yield from history
+
+    for train_step in range(len(history), settings.train_steps):
+        sample, conditioning = _draw(trajectories, job, train_step, backbone.device)
+        x, target = objective.problem(sample)
+        learning_rate = settings.learning_rate * objective.rate(train_step / settings.train_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        model = _with_adapter(backbone, job.name)
+        with _compute(backbone, settings.precision):
+            velocity = _student(model, conditioning, negative, job, objective.guided, grid)
+            losses = (velocity(x, sample.sigma).float() - target).square().flatten(1).mean(1)
+        _check(losses.detach(), sample.sigma, train_step, job.name)
+        loss = losses.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        history.append(TrainStep(train_step, loss.item(), learning_rate))
+        if checkpoint and (len(history) % settings.checkpoint_every == 0 or len(history) == settings.train_steps):
+            _keep(checkpoint, parameters, optimizer, history)
+        yield history[-1]
+
+
+def train_to(
+    folder: Path,
+    backbone: Backbone,
+    trajectories: Trajectories,
+    job: Job,
+    checkpoint: Path | None = None,
+    show: Callable[[Iterable[TrainStep]], Iterable[TrainStep]] = iter,
+) -> list[TrainStep]:
+    """Trains an adapter, writes it in peft's layout and takes it off the backbone.
+
+    Args:
+        folder: Where the adapter goes.
+        backbone, trajectories, job, checkpoint: As in `train`, which says what is raised.
+        show: Wraps the records as they come, for a progress bar.
+
+    Returns:
+        The record of every train step.
+    """
+    history = list(show(train(backbone, trajectories, job, checkpoint)))
+    transformer = backbone.transformer
+    adapters.save(folder, adapters.state(transformer, job.name), transformer.peft_config[job.name])
+    transformer.unload_lora()
+    return history
+
+
+def write_history(path: Path, histories: dict[str | None, Sequence[TrainStep]]) -> None:
+    """Writes losses as CSV: train_step, loss, learning_rate, and before them the arm unless its name is None."""
+    rows = [({"arm": arm} if arm else {}) | asdict(record) for arm, history in histories.items() for record in history]
+    columns = list(rows[0]) if rows else ["arm", "train_step", "loss", "learning_rate"]
+    with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def key(job: Job, trajectories: Path) -> str:
+    """Digest of what a job's bytes depend on: itself, the trajectories (whose index names the teacher), the code."""
+    return digest_of([job, file_digest(Path(trajectories) / "index.json"), code_digest()])
+
+
+def items(count: int, batch: int, seed: int, train_step: int) -> Tensor:
+    """The items of one batch, shape (batch,): all of `count` once, in a random order, before any comes again."""
+    positions = torch.arange(train_step * batch, (train_step + 1) * batch)
+    epochs = positions // count
+    drawn = [
+        torch.randperm(count, generator=generator(seed, "order", epoch))[positions[epochs == epoch] % count]
+        for epoch in epochs.unique().tolist()
+    ]
+    return torch.cat(drawn)
+
+
+def generator(seed: int, stream: str, index: int) -> torch.Generator:
+    """A CPU generator of its own for every seed, stream and index."""
+    digest = hashlib.sha256(f"{seed} {stream} {index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _draw(
+    trajectories: Trajectories, job: Job, train_step: int, device: torch.device
+) -> tuple[Sample, Conditioning]:
+    """One batch of (trajectory, student step) pairs."""
+    count = min(job.trajectories or len(trajectories), len(trajectories))
+    chosen = items(count * len(job.steps), job.settings.batch, job.settings.seed, train_step)
+    ids, steps = chosen % count, torch.tensor(job.steps)[chosen // count]
+    states = trajectories.states(ids, F.pad(steps, (0, 1), value=trajectories.steps))
+    noise = torch.randn(states[:, 0].shape, generator=generator(job.settings.seed, "noise", train_step))
+    parts = (*states.unbind(1), noise, *trajectories.sigmas[steps].unbind(1))
+    return Sample(*(part.to(device, torch.float32) for part in parts)), trajectories.conditioning(ids)
+
+
+class _Model(nn.Module):
+    """A backbone's velocity as a module's forward, for `functional_call`."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.transformer = backbone.transformer
+        self._velocity = backbone.velocity
+
+    def forward(self, *args):
+        return self._velocity(*args)
+
+
+def _with_adapter(backbone: Backbone, name: str) -> Callable[..., Tensor]:
+    """The backbone's velocity with an adapter at work.
+
+    A float32 transformer runs with merged weights. In 16 bits a small delta would be lost in W + B A, and a large
+    transformer would hold a gradient per weight: there peft's low-rank path serves.
+    """
+    parameters = adapters.parameters(backbone.transformer, name)
+    merge = backbone.dtype == torch.float32
+    adapters.select(backbone.transformer, None if merge else name)
+    for parameter in parameters:  # peft freezes what is not selected
+        parameter.requires_grad_(True)
+    if not merge:
+        return backbone.velocity
+    model = _Model(backbone)
+    weights = {f"transformer.{key}": value for key, value in adapters.merged_weights(model.transformer, name).items()}
+    return lambda *args: torch.func.functional_call(model, weights, args)
+
+
+def _student(
+    model: Callable[..., Tensor],
+    conditioning: Conditioning,
+    negative: Conditioning,
+    job: Job,
+    guided: bool,
+    grid: tuple[int, int],
+) -> Velocity:
+    """The student's velocity for one batch of prompts."""
+
+    def on(prompts: Conditioning) -> Velocity:
+        return lambda x, sigma: model(x, sigma, prompts, job.guidance_scale, grid)
+
+    if not guided or forwards(job.true_cfg_scale) == 1:
+        return on(conditioning)
+    size = len(next(iter(conditioning.values())))
+    return true_cfg(on(conditioning), on(repeat(negative, size)), job.true_cfg_scale)
+
+
+@contextmanager
+def _compute(backbone: Backbone, precision: str) -> Iterator[None]:
+    """The arithmetic of forward and backward: as the weights are, or bfloat16 where that is safe.
+
+    The embedders' outputs stay as wide as the weights: the residual stream is summed in them, and diffusers rounds
+    the timestep to their dtype (987 would become 988). On a CPU attention takes plain products, whose backward in
+    bfloat16 is several times as fast as the fused kernel's.
+    """
+    if precision == "fp32":
+        yield
+        return
+    with ExitStack() as stack:
+        for module in backbone.transformer.children():
+            if hasattr(module, "weight") and module.weight.ndim == 2:
+                hook = module.register_forward_hook(lambda module, args, y: y.to(module.weight.dtype))
+                stack.callback(hook.remove)
+        stack.enter_context(torch.autocast(backbone.device.type, torch.bfloat16))
+        if backbone.device.type == "cpu":
+            stack.enter_context(sdpa_kernel([SDPBackend.MATH]))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # a slower norm, no error
+        yield
+
+
+def _check(losses: Tensor, sigma: Tensor, train_step: int, name: str) -> None:
+    bad = ~losses.isfinite()
+    if bad.any():
+        level = sigma[bad][0].item()
+        raise ValueError(
+            f"the loss must be finite, got {losses[bad][0].item()} at train step {train_step} of phase {name}, "
+            f"sigma {level:.4f}; a lower learning_rate may help"
+        )
+
+
+def _keep(folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, history: list) -> None:
+    content = {
+        "parameters": [parameter.detach() for parameter in parameters],
+        "optimizer": optimizer.state_dict(),
+        "history": [asdict(record) for record in history],
+    }
+    with atomic_file(folder / CHECKPOINT) as partial:
+        torch.save(content, partial)
+
+
+def _restore(folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[TrainStep]:
+    """Puts a checkpoint back and returns its history; an empty one when there is none."""
+    if not (folder / CHECKPOINT).is_file():
+        return []
+    content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        for parameter, kept in zip(parameters, content["parameters"], strict=True):
+            parameter.copy_(kept)
+    optimizer.load_state_dict(content["optimizer"])
+    return [TrainStep(**record) for record in content["history"]]

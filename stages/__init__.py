@@ -1,0 +1,80 @@
+"""The commands of the graph: one module per stage of dvc.yaml, each run as `python -m stages.<name>`."""
+
+import errno
+import functools
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from pipeline.params import Params, load
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    """Leaves with 130, which DVC takes for a failure: an interrupted stage is never recorded."""
+    click.echo("interrupted: nothing is recorded, the next `dvc repro` goes on from here", err=True)
+    sys.exit(128 + signum)
+
+
+if sys.argv[:1] == ["-m"]:  # this package is being run; set here so that Ctrl-C during the slow imports leaves alike
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Command]:
+    """Makes a stage's command from a function of the parameters.
+
+    The command reads params.yaml of the working directory, sets the number of threads, and says what is wrong in one
+    sentence: ValueError and OSError give exit code 1, Ctrl-C gives 130.
+
+    Args:
+        name: The stage, as in dvc.yaml; it opens every message.
+    """
+
+    def decorate(function: Callable[[Params], None]) -> click.Command:
+        @click.command(name, help=function.__doc__)
+        @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+        @functools.wraps(function)
+        def command(traceback: bool) -> None:
+            logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+            try:
+                params = load()
+                _set_threads(params.runtime.threads)
+                function(params)
+            except (ValueError, OSError) as error:
+                if traceback:
+                    raise
+                raise click.ClickException(f"{name}: {sentence(error)}") from error
+
+        return command
+
+    return decorate
+
+
+def sentence(error: ValueError | OSError) -> str:
+    """One line for a person: what went wrong and, for a full disk, what to do."""
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"no space left to write{where} ({error.strerror}); free some and run `dvc repro` again"
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return " ".join(str(error).split())
+
+
+def progress(iterable: Iterable | None = None, *, total: int | None = None, what: str, unit: str) -> tqdm:
+    """A progress bar that says what is being done; in a log file it prints a line every ten seconds at most."""
+    every = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(iterable, total=total, desc=what, unit=unit, mininterval=every, maxinterval=every, dynamic_ncols=True)
+
+
+def _set_threads(threads: int) -> None:
+    if threads:
+        import torch  # costs a second, and only some stages need it
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,19 @@
+"""Publishes the run to MLflow and registers the bundle; it has no outputs of its own."""
+
+import click
+
+from pipeline import registry
+from pipeline.params import Params
+from stages import stage_command
+
+
+@stage_command("register")
+def main(params: Params) -> None:
+    """Publish what the stages did as one MLflow run, and register the bundle as `candidate`."""
+    done = registry.register(params)
+    how = "registered" if done.created else "is registered already, these are the same bytes"
+    click.echo(f"{done.version} {how}: models:/{done.version.name}@{registry.CANDIDATE} (run {done.run_id})")
+
+
+if __name__ == "__main__":
+    main()

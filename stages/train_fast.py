@@ -1,0 +1,33 @@
+"""Trains the adapter of the fast phase on the teacher's path."""
+
+import shutil
+from functools import partial
+
+from pipeline import artifacts, backbones, training
+from pipeline.params import Params
+from pipeline.partition import Partition
+from pipeline.trajectories import Trajectories
+from stages import progress, stage_command
+
+
+@stage_command("train_fast")
+def main(params: Params) -> None:
+    """Trains the adapter of the fast phase; a killed run goes on from its last checkpoint."""
+    partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
+    trajectories = Trajectories(artifacts.TRAJECTORIES)
+    settings = training.Settings.of(params.training, params.train_fast)
+    job = training.Job(
+        "fast", partition.fast.pairs, settings, params.teacher.guidance_scale, params.student.true_cfg_scale
+    )
+    checkpoint = artifacts.checkpoint_dir("train_fast", training.key(job, artifacts.TRAJECTORIES))
+    backbone = backbones.load(params.teacher.path, params.runtime.device, parts=("transformer",))
+    bar = partial(progress, total=settings.train_steps, what="training fast", unit="step")
+
+    with artifacts.atomic_dir(artifacts.TRAIN_FAST) as folder:
+        history = training.train_to(folder, backbone, trajectories, job, checkpoint, bar)
+        training.write_history(folder / "history.csv", {None: history})
+    shutil.rmtree(checkpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Puts the trained parts together as a FluxPipeline directory."""
+
+import shutil
+from pathlib import Path
+
+import click
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+
+def assemble(autoencoder: Path, transformer: Path) -> FluxPipeline:
+    """The pipeline of the trained parts, with FLUX.1-dev's own scheduler settings."""
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0,
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=1.15,
+            base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=AutoencoderKL.from_pretrained(autoencoder),
+        text_encoder=CLIPTextModel.from_pretrained(transformer / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(transformer / "tokenizer"),
+        text_encoder_2=T5EncoderModel.from_pretrained(transformer / "text_encoder_2"),
+        tokenizer_2=T5Tokenizer.from_pretrained(transformer / "tokenizer_2"),
+        transformer=FluxTransformer2DModel.from_pretrained(transformer / "transformer"),
+    )
+
+
+def save(pipe: FluxPipeline, out: Path) -> None:
+    """Writes the pipeline; transformer and autoencoder in float16, half the size at no loss that can be seen.
+
+    The text encoders stay in float32: transformers loads a model in the type it was saved in, and the pipeline draws
+    its noise in the text encoders' type.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    pipe.transformer.to(torch.float16)
+    pipe.vae.to(torch.float16)
+    pipe.save_pretrained(out)
+
+
+@click.command()
+@click.option("--autoencoder", type=click.Path(path_type=Path), default=Path("build/autoencoder"))
+@click.option("--transformer", type=click.Path(path_type=Path), default=Path("build/transformer"))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/teacher"))
+def main(autoencoder: Path, transformer: Path, out: Path) -> None:
+    """Saves the teacher."""
+    save(assemble(autoencoder, transformer), out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A small project for the tests that run whole stages: a clone of the working tree, a tiny teacher, a short profile."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+
+SHORT = {
+    "teacher": {"steps": 10},
+    "trajectories": {"prompts": 6, "shard_size": 2},
+    "partition": {"slow_steps": 1, "fast_steps": 3},
+    "training": {"rank": 2, "alpha": 2, "batch": 2, "precision": "fp32", "checkpoint_every": 5},
+    "train_slow": {"train_steps": 60},
+    "train_fast": {"train_steps": 60},
+    "evaluation": {
+        "prompts": 6,
+        "batch": 6,
+        "diversity_prompts": 1,
+        "diversity_seeds": 2,
+        "latency_repeats": 1,
+        "bootstrap": 100,
+        "grid_prompts": 2,
+    },
+}
+
+
+class Project:
+    """A folder with the project in it, and the commands that a person would type there."""
+
+    def __init__(self, folder: Path, temporary: Path):
+        self.folder = folder
+        foreign = ("DVC_", "MLFLOW_", "GIT_")
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(temporary / "dvc-site"),
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def run(self, *command: str, **options) -> subprocess.CompletedProcess:
+        """Runs a command here to its end; output and errors come together as text."""
+        return subprocess.run(command, **self._options(), **options)
+
+    def succeed(self, *command: str) -> str:
+        """The output of a command that must succeed."""
+        result = self.run(*command)
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
+        return result.stdout
+
+    def start(self, *command: str) -> subprocess.Popen:
+        """Starts a command in a process group of its own, so that a signal reaches all of it, as in a terminal."""
+        return subprocess.Popen(command, **self._options(), start_new_session=True)
+
+    def _options(self) -> dict:
+        return {
+            "cwd": self.folder,
+            "env": self.env,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+        }
+
+    def commit(self, message: str) -> None:
+        """Commits everything that git does not ignore."""
+        self.succeed("git", "add", "--all")
+        self.succeed("git", "commit", "--quiet", "--allow-empty", "--message", message)
+
+    def read_params(self) -> dict:
+        """params.yaml as nested dicts."""
+        return YAML(typ="safe", pure=True).load(self.folder / "params.yaml")
+
+    def change(self, key: str, value) -> None:
+        """Sets one parameter, `section.name`."""
+        params = self.read_params()
+        section, name = key.split(".")
+        params[section][name] = value
+        YAML().dump(params, self.folder / "params.yaml")
+
+    def lock(self) -> dict:
+        """The stages of dvc.lock: what DVC holds for done."""
+        path = self.folder / "dvc.lock"
+        return YAML(typ="safe", pure=True).load(path)["stages"] if path.exists() else {}
+
+
+def make_project(folder: Path, temporary: Path) -> Project:
+    """Clones the working tree, uncommitted changes and all, and swaps in the tiny teacher and the short profile."""
+    from tests.tiny import make_tiny_flux
+
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("artifacts/") and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    make_tiny_flux(folder / "artifacts" / "teacher")
+    project = Project(folder, temporary)
+    params = project.read_params()
+    for section, values in SHORT.items():
+        params[section] |= values
+    YAML().dump(params, folder / "params.yaml")
+    project.succeed("git", "init", "--quiet", "--initial-branch", "main")
+    project.succeed("git", "config", "user.name", "test")
+    project.succeed("git", "config", "user.email", "test@localhost")
+    project.commit("start")
+    return project
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Project:
+    """The small project after one undisturbed `dvc repro`; its tests leave it as they found it."""
+    temporary = tmp_path_factory.mktemp("project")
+    project = make_project(temporary / "clone", temporary)
+    project.first_output = project.succeed("dvc", "repro")
+    project.commit("first run")
+    return project
+
+
+@pytest.fixture(scope="session")
+def fresh_project(tmp_path_factory) -> Project:
+    """The small project before its first run."""
+    temporary = tmp_path_factory.mktemp("fresh")
+    return make_project(temporary / "clone", temporary)

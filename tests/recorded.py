@@ -1,0 +1,56 @@
+"""A tiny teacher with recorded trajectories and a partition, for the tests of what is trained on them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline import backbones, params, trajectories
+from pipeline.backbones.base import Backbone
+from pipeline.params import Params
+from pipeline.partition import Partition, compute
+from tests.tiny import make_tiny_flux
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Where the files lie, and the settings that they were made with."""
+
+    teacher: Path
+    trajectories: Path
+    partition: Partition
+    params: Params
+
+    def backbone(self, parts=("transformer",)) -> Backbone:
+        """A fresh backbone of the tiny teacher."""
+        return backbones.load(self.teacher, "cpu", parts=parts)
+
+
+def small_params(teacher: Path) -> Params:
+    """The shipped parameters, cut to a teacher of 8 steps and a student of 2 + 2."""
+    shipped = params.load(ROOT / "params.yaml")
+    return replace(
+        shipped,
+        teacher=replace(shipped.teacher, path=str(teacher), steps=8),
+        trajectories=replace(shipped.trajectories, prompts=6, shard_size=4),
+        partition=replace(shipped.partition, rule="uniform", slow_steps=2, fast_steps=2),
+        training=replace(shipped.training, rank=4, alpha=8.0, batch=8, checkpoint_every=3),
+        train_slow=replace(shipped.train_slow, train_steps=8),
+        train_fast=replace(shipped.train_fast, train_steps=8),
+    )
+
+
+def record_tiny(folder: Path) -> Recorded:
+    """Writes a tiny teacher and its trajectories under `folder`."""
+    teacher, cache, scratch = folder / "teacher", folder / "trajectories", folder / "scratch"
+    scratch.mkdir(parents=True)
+    make_tiny_flux(teacher)
+    small = small_params(teacher)
+    backbone = backbones.load(teacher, "cpu", parts=("text", "transformer"))
+    prompts = trajectories.load_prompts(None, small.trajectories.prompts, "train", 0, "trajectories")
+    recording = trajectories.Recording.from_params(small, prompts)
+    for _ in trajectories.record(backbone, recording, scratch):
+        pass
+    schedule = backbone.schedule(small.teacher.height, small.teacher.width)
+    trajectories.publish(recording, schedule, backbones.digest(teacher), scratch, cache)
+    return Recorded(teacher, cache, compute(small, schedule), small)

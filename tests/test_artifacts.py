@@ -1,0 +1,159 @@
+"""Artifacts are written whole or not at all, and digests see every byte."""
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import artifacts
+from pipeline.params import StudentParams
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 64 KiB while the test runs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_json_round_trip(tmp_path):
+    content = {"a": [1, 2.5, None], "b": "ü"}
+    artifacts.write_json(tmp_path / "deep" / "file.json", content)
+    assert artifacts.read_json(tmp_path / "deep" / "file.json") == content
+    assert names(tmp_path / "deep") == ["file.json"]
+
+
+def test_json_refuses_what_it_cannot_hold(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        artifacts.write_json(tmp_path / "file.json", {"a": float("nan")})
+    assert names(tmp_path) == []
+
+
+def test_a_broken_json_file_is_named(tmp_path):
+    (tmp_path / "file.json").write_text("{")
+    with pytest.raises(ValueError, match="file.json is not a JSON file"):
+        artifacts.read_json(tmp_path / "file.json")
+
+
+def test_a_file_appears_only_on_success(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        with artifacts.atomic_file(target) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+    assert target.read_text() == "old" and names(tmp_path) == ["file"]
+    with artifacts.atomic_file(target) as partial:
+        partial.write_text("new")
+    assert target.read_text() == "new" and names(tmp_path) == ["file"]
+
+
+def test_a_folder_appears_only_on_success(tmp_path):
+    target = tmp_path / "folder"
+    with artifacts.atomic_dir(target) as partial:
+        (partial / "old").touch()
+    with pytest.raises(KeyboardInterrupt):
+        with artifacts.atomic_dir(target) as partial:
+            (partial / "half").touch()
+            raise KeyboardInterrupt
+    assert names(target) == ["old"] and names(tmp_path) == ["folder"]
+    with artifacts.atomic_dir(target) as partial:
+        (partial / "new").touch()
+    assert names(target) == ["new"] and names(tmp_path) == ["folder"]
+
+
+def test_a_folder_does_not_inherit_what_a_killed_run_left(tmp_path):
+    (tmp_path / ".folder.partial").mkdir()
+    (tmp_path / ".folder.partial" / "stale").touch()
+    with artifacts.atomic_dir(tmp_path / "folder") as partial:
+        assert names(partial) == []
+
+
+def test_tensors_round_trip_also_when_not_contiguous(tmp_path):
+    x = torch.arange(6.0).view(2, 3).T
+    artifacts.save_safetensors(tmp_path / "x.safetensors", {"x": x}, {"format": "1"})
+    torch.testing.assert_close(load_file(tmp_path / "x.safetensors")["x"], x)
+
+
+def test_tensors_that_do_not_fit_give_the_systems_error_and_leave_nothing(tmp_path, small_files):
+    with pytest.raises(OSError) as refusal:
+        artifacts.save_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(100_000)})
+    assert refusal.value.errno == errno.EFBIG and "x.safetensors" in refusal.value.filename
+    assert names(tmp_path) == []
+
+
+def test_file_digest_is_plain_sha256(tmp_path):
+    (tmp_path / "empty").touch()
+    assert artifacts.file_digest(tmp_path / "empty").startswith("sha256:e3b0c44298fc1c14")
+
+
+def test_folder_digest_sees_names_and_bytes_but_not_the_place(tmp_path):
+    def make(folder, name, text):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        (tmp_path / folder / "sub" / name).write_text(text)
+        return artifacts.folder_digest(tmp_path / folder)
+
+    assert make("a", "x", "1") == make("b", "x", "1")
+    assert len({make("c", "x", "1"), make("d", "y", "1"), make("e", "x", "2")}) == 3
+
+
+def test_folder_digest_takes_only_what_matches(tmp_path):
+    (tmp_path / "x.safetensors").touch()
+    before = artifacts.folder_digest(tmp_path, ["*.safetensors", "*"])
+    assert artifacts.folder_digest(tmp_path, ["*.safetensors"]) == before
+    (tmp_path / "README.md").touch()
+    assert artifacts.folder_digest(tmp_path, ["*.safetensors"]) == before != artifacts.folder_digest(tmp_path)
+
+
+def test_folder_digest_refuses_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no file that matches \*.json"):
+        artifacts.folder_digest(tmp_path, ["*.json"])
+
+
+def test_digest_of_takes_equal_values_for_equal():
+    student = StudentParams(true_cfg_scale=1.0)
+    assert artifacts.digest_of({"a": 1, "b": [student]}) == artifacts.digest_of({"b": [student], "a": 1})
+    assert artifacts.digest_of([student]) != artifacts.digest_of([StudentParams(true_cfg_scale=2.0)])
+    assert artifacts.digest_of(Path("a/b")) == artifacts.digest_of("a/b")
+
+
+def test_digest_of_refuses_what_has_no_stable_form():
+    with pytest.raises(TypeError, match="a digest takes JSON's types, paths and dataclasses, got object"):
+        artifacts.digest_of([object()])
+
+
+def test_checkpoints_stay_at_the_main_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "temporary")
+    folder = artifacts.checkpoint_dir("train_slow", artifacts.digest_of({"rank": 32}))
+    assert folder.is_dir() and folder.is_relative_to(tmp_path / "main" / ".glance" / "checkpoints" / "train_slow")
+    assert folder != artifacts.checkpoint_dir("train_slow", artifacts.digest_of({"rank": 16}))
+
+
+def test_without_dvc_the_root_is_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert artifacts.dvc_root() == Path(os.path.realpath(tmp_path))
+
+
+def test_code_digest_sees_every_module(tmp_path, monkeypatch):
+    for name in ("pipeline/artifacts.py", "pipeline/backbones/flux.py", "stages/evaluate.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(artifacts, "__file__", str(tmp_path / "pipeline" / "artifacts.py"))
+    digests = [artifacts.code_digest()]
+    for name in ("pipeline/backbones/flux.py", "stages/evaluate.py"):
+        (tmp_path / name).write_text("x = 1")
+        digests.append(artifacts.code_digest())
+    assert len(set(digests)) == 3

@@ -1,0 +1,213 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+
+from pipeline import backbones
+from pipeline.backbones import base
+from pipeline.guidance import true_cfg
+from pipeline.sampling import euler
+from pipeline.schedule import base_levels
+from tests.tiny import HEIGHT, MAX_SEQUENCE_LENGTH, WIDTH, make_tiny_flux
+
+PROMPTS = ["a red star on black", "two blue circles", "a heart left of a ring"]
+SEEDS = [7, 8, 1000]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return make_tiny_flux(tmp_path_factory.mktemp("tiny") / "teacher")
+
+
+@pytest.fixture(scope="module")
+def backbone(path):
+    return backbones.load(path, device="cpu")
+
+
+def stock_images(path, height=HEIGHT, width=WIDTH, **options):
+    pipe = FluxPipeline.from_pretrained(path)
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        PROMPTS,
+        height=height,
+        width=width,
+        num_inference_steps=6,
+        max_sequence_length=MAX_SEQUENCE_LENGTH,
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        **options,
+    ).images
+    return np.stack([np.asarray(image) for image in images])
+
+
+def our_images(backbone, true_cfg_scale=1.0, guidance_scale=3.5, height=HEIGHT, width=WIDTH):
+    grid = backbone.grid(height, width)
+    fields = [
+        base.field(backbone, backbone.encode(prompts, MAX_SEQUENCE_LENGTH), guidance_scale, grid)
+        for prompts in (PROMPTS, [""] * len(PROMPTS))
+    ]
+    sigmas = backbone.schedule(height, width).sigmas(base_levels(6))
+    x = euler(true_cfg(*fields, true_cfg_scale), backbone.noise(SEEDS, height, width), sigmas)
+    return backbone.decode(x, height, width).numpy()
+
+
+def largest_difference(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).max()
+
+
+@pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
+def test_images_equal_those_of_the_stock_pipeline(path, backbone, true_cfg_scale):
+    stock = stock_images(path, true_cfg_scale=true_cfg_scale, negative_prompt=[""] * len(PROMPTS))
+    ours = our_images(backbone, true_cfg_scale)
+    assert ours.dtype == np.uint8 and ours.shape == (3, HEIGHT, WIDTH, 3)
+    assert largest_difference(ours, stock) <= 1
+    assert largest_difference(stock[0], stock[1]) > 10  # the pictures differ, so equality says something
+
+
+def test_images_of_another_shape_equal_those_of_the_stock_pipeline(path, backbone):
+    stock = stock_images(path, height=32, width=96)
+    assert largest_difference(our_images(backbone, height=32, width=96), stock) <= 1
+
+
+def test_embedded_guidance_equals_that_of_the_stock_pipeline(tmp_path):
+    path = make_tiny_flux(tmp_path / "teacher", guidance_embeds=True)
+    backbone = backbones.load(path, device="cpu")
+    stock = stock_images(path, guidance_scale=7.0)
+    assert largest_difference(our_images(backbone, guidance_scale=7.0), stock) <= 1
+    x, sigma, conditioning = backbone.noise([0], 64, 64), torch.ones(1), backbone.encode(["a star"], 16)
+    low, high = (backbone.velocity(x, sigma, conditioning, scale) for scale in (1.0, 7.0))
+    assert not torch.allclose(low, high)
+
+
+def test_velocity_tells_each_row_its_own_sigma_and_prompt(backbone):
+    x, sigma = backbone.noise(SEEDS, HEIGHT, WIDTH), torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
+    conditioning = backbone.encode(PROMPTS, MAX_SEQUENCE_LENGTH)
+    together = backbone.velocity(x, sigma, conditioning, 1.0)
+    for row in range(3):
+        alone = backbone.velocity(x[[row]], sigma[[row]], base.index(conditioning, [row]), 1.0)
+        torch.testing.assert_close(together[[row]], alone, rtol=1e-4, atol=1e-5)
+    swapped = backbone.velocity(x, sigma, base.index(conditioning, [1, 0, 2]), 1.0)
+    assert not torch.allclose(swapped[0], together[0]) and torch.equal(swapped[2], together[2])
+
+
+def test_weights_and_latents_of_16_bits(path):
+    backbone = backbones.load(path, device="cpu", dtype=torch.bfloat16)
+    noise = backbone.noise([3], HEIGHT, WIDTH)
+    x = noise.float()
+    v = backbone.velocity(x, torch.ones(1), backbone.encode(["a star"], 16), 1.0)
+    assert noise.dtype == torch.bfloat16 and v.dtype == x.dtype
+    assert backbone.decode(noise, HEIGHT, WIDTH).shape == (1, HEIGHT, WIDTH, 3)
+
+
+def test_the_transformer_is_frozen(backbone):
+    assert not backbone.transformer.training
+    assert not any(parameter.requires_grad for parameter in backbone.transformer.parameters())
+
+
+def test_adapter_targets_match_linear_layers(backbone):
+    linear = {name for name, module in backbone.transformer.named_modules() if isinstance(module, nn.Linear)}
+    for targets in backbone.lora_targets.values():
+        for target in targets:
+            assert any(name == target or name.endswith(f".{target}") for name in linear), target
+    assert {name for name in linear if matches(name, backbone.lora_targets["all"])} == linear
+    attention = {name for name in linear if matches(name, backbone.lora_targets["attention"])}
+    assert len(attention) == 4 + 3 and all(".attn.to_" in name for name in attention)  # one double, one single block
+
+
+def matches(name, targets):
+    from peft import LoraConfig
+
+    return bool(check_target_module_exists(LoraConfig(target_modules=targets), name))
+
+
+def test_noise_of_a_seed_does_not_depend_on_its_neighbours(backbone):
+    torch.testing.assert_close(
+        backbone.noise([5, 6], HEIGHT, WIDTH)[1:], backbone.noise([6], HEIGHT, WIDTH), rtol=0, atol=0
+    )
+    assert backbone.noise([5], HEIGHT, WIDTH).shape == (1, *backbone.latent_shape(HEIGHT, WIDTH)) == (1, 16, 32)
+
+
+@pytest.mark.parametrize(("height", "width", "name"), [(72, 64, "height"), (64, 8, "width"), (0, 64, "height")])
+def test_pixels_that_do_not_divide_into_tokens_are_refused(backbone, height, width, name):
+    with pytest.raises(ValueError, match=f"teacher.{name} must be a positive multiple of 16 pixels, got"):
+        backbone.latent_shape(height, width)
+
+
+def test_a_grid_that_does_not_fit_is_refused(backbone):
+    x, conditioning = backbone.noise([0], 32, 96), backbone.encode(["a star"], 16)
+    with pytest.raises(ValueError, match=r"grid must be \(rows, columns\) of the 12 tokens, got \(3, 3\)"):
+        backbone.velocity(x, torch.ones(1), conditioning, 1.0)
+
+
+def test_only_the_parts_asked_for_are_loaded(path):
+    backbone = backbones.load(path, device="cpu", parts=("transformer",))
+    assert backbone.latent_shape(HEIGHT, WIDTH) == (16, 32)
+    assert backbone.noise([0], HEIGHT, WIDTH).shape == (1, 16, 32)
+    with pytest.raises(ValueError, match="the part 'text' was not loaded, only transformer"):
+        backbone.encode(["a star"], 16)
+    with pytest.raises(ValueError, match="the part 'vae' was not loaded"):
+        backbone.decode(backbone.noise([0], HEIGHT, WIDTH), HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="the part 'transformer' was not loaded, only vae"):
+        _ = backbones.load(path, device="cpu", parts=("vae",)).transformer
+
+
+def test_a_part_that_nobody_knows_is_refused(path):
+    with pytest.raises(ValueError, match="parts must be among text, transformer, vae, got unet"):
+        backbones.load(path, parts=("unet",))
+
+
+def test_a_broken_teacher_is_named(path, tmp_path):
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        backbones.load(tmp_path / "nowhere")
+    broken = shutil.copytree(path, tmp_path / "broken")
+    (broken / "vae" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="vae/config.json"):
+        backbones.load(broken)
+    (broken / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ValueError, match="must be one of FluxPipeline, got StableDiffusionPipeline"):
+        backbones.load(broken)
+    (broken / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match="model_index.json is not a JSON file"):
+        backbones.load(broken)
+
+
+def test_missing_weights_are_named(path, tmp_path):
+    broken = shutil.copytree(path, tmp_path / "broken")
+    shutil.rmtree(broken / "text_encoder")
+    with pytest.raises(ValueError, match="broken/text_encoder does not exist"):
+        backbones.load(broken)
+    (broken / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="broken cannot be loaded: .*transformer"):
+        backbones.load(broken, parts=("transformer",))
+
+
+def test_the_device_of_auto_and_of_a_name():
+    assert backbones.resolve_device("cpu") == torch.device("cpu")
+    assert backbones.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_digest_follows_the_transformer_and_nothing_else(path, tmp_path):
+    copy = shutil.copytree(path, tmp_path / "copy")
+    assert backbones.digest(copy) == backbones.digest(path)
+    assert backbones.digest(path).startswith("sha256:")
+    (copy / "vae" / "notes.txt").write_text("nothing to do with adapters")
+    assert backbones.digest(copy) == backbones.digest(path)
+    with (copy / "transformer" / "diffusion_pytorch_model.safetensors").open("ab") as file:
+        file.write(b"0")
+    assert backbones.digest(copy) != backbones.digest(path)
+    with pytest.raises(FileNotFoundError, match="transformer holds no file"):
+        backbones.digest(tmp_path)
+
+
+def test_rows_of_a_conditioning():
+    conditioning = {"a": torch.arange(3.0)[:, None], "b": torch.arange(3)}
+    assert base.index(conditioning, [2, 0])["b"].tolist() == [2, 0]
+    assert base.repeat(conditioning, 2)["b"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert base.concat(conditioning, base.index(conditioning, [1]))["a"].shape == (4, 1)
+    assert base.move(conditioning, "cpu")["a"].device.type == "cpu"
+    with pytest.raises(ValueError, match="must have the same names"):
+        base.concat(conditioning, {"a": torch.zeros(1, 1)})

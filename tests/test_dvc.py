@@ -1,0 +1,111 @@
+"""dvc.yaml: the graph is the intended one, and every stage lists what it really reads."""
+
+import ast
+import configparser
+from functools import cache
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("pipeline", "stages", "teacher")
+EDGES = {
+    "cache_trajectories": set(),
+    "compute_partition": {"cache_trajectories"},
+    "train_slow": {"cache_trajectories", "compute_partition"},
+    "train_fast": {"cache_trajectories", "compute_partition"},
+    "train_controls": {"cache_trajectories", "compute_partition"},
+    "export_adapter": {"compute_partition", "train_slow", "train_fast"},
+    "evaluate": {"compute_partition", "train_slow", "train_fast", "train_controls", "export_adapter"},
+    "register": {"export_adapter", "evaluate"},
+}
+STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+
+
+def source(module: str) -> Path | None:
+    """The file of a module of this project, or None."""
+    path = ROOT.joinpath(*module.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The modules of this project that a syntax tree imports, at any depth but not for type checkers alone."""
+    names = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "this project imports by full names"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        names |= imported(node)
+    return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+@cache
+def direct(file: Path) -> frozenset[Path]:
+    """The project's files that importing one file imports first: what it names, and the packages around that."""
+    files = set()
+    for name in imported(ast.parse(file.read_text())):
+        parts = name.split(".")
+        files |= {source(".".join(parts[:i])) for i in range(1, len(parts) + 1)}
+    return frozenset(files - {None})
+
+
+def closure(file: Path) -> set[str]:
+    """Every file of this project that running a stage's file imports, itself included."""
+    found, queue = set(), [file, ROOT / "stages" / "__init__.py"]
+    while queue:
+        file = queue.pop()
+        if file not in found:
+            found.add(file)
+            queue += direct(file)
+    return {path.relative_to(ROOT).as_posix() for path in found}
+
+
+@pytest.mark.parametrize("stage", EDGES)
+def test_a_stage_depends_on_exactly_the_code_that_it_imports(stage):
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert listed == closure(ROOT / "stages" / f"{stage}.py")
+
+
+@pytest.mark.parametrize("stage", EDGES)
+def test_a_stage_is_run_as_a_module_of_its_own_name(stage):
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+
+
+def test_the_graph_is_the_intended_one():
+    repo = Repo(ROOT)
+    graph = repo.index.graph
+    here = [node for node in graph.nodes if Path(node.path) == ROOT / "dvc.yaml"]
+    assert {node.name: {upstream.name for upstream in graph.successors(node)} for node in here} == EDGES
+
+
+def test_each_section_is_read_by_a_stage_and_runtime_by_none():
+    listed = {section for stage in STAGES.values() for section in stage["params"]}
+    assert listed == set(PARAMS) - {"runtime"}
+
+
+def test_nothing_turns_the_run_cache_off():
+    for stage in STAGES.values():
+        assert all(isinstance(out, str) for out in stage.get("outs", [])), "cache: false and persist belong to no out"
+    assert "outs" not in STAGES["register"]
+
+
+def test_plots_lie_in_what_the_stages_write():
+    outs = {out for stage in STAGES.values() for out in stage.get("outs", [])}
+    for plot in YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["plots"]:
+        name, settings = next(iter(plot.items())) if isinstance(plot, dict) else (plot, {})
+        for file in settings["y"] if isinstance(settings.get("y"), dict) else [name]:
+            assert outs & {file, *(str(folder) for folder in Path(file).parents)}, f"no stage writes {file}"
+
+
+def test_dvc_stages_its_files_and_reports_nothing():
+    config = configparser.ConfigParser()
+    config.read_string("\n".join(line.strip() for line in (ROOT / ".dvc" / "config").read_text().splitlines()))
+    assert config["core"] == {"autostage": "true", "analytics": "false", "check_update": "false"}

@@ -1,0 +1,115 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import params as parameters
+from pipeline.flow import snr
+from pipeline.partition import RULES, Partition, compute, plot
+from pipeline.schedule import Schedule, base_levels
+
+FLUX_1024 = Schedule(mu=1.15)
+
+
+def params_with(teacher_steps=50, **changes):
+    """The shipped parameters with another partition."""
+    params = parameters.load(Path(__file__).parent.parent / "params.yaml")
+    teacher = replace(params.teacher, steps=teacher_steps)
+    return replace(params, teacher=teacher, partition=replace(params.partition, **changes))
+
+
+@pytest.mark.parametrize(
+    ("rule", "slow_steps", "fast_steps", "slow", "fast"),
+    [
+        ("official", 5, 5, (0, 2, 4, 6, 8), (10, 20, 30, 40, 49)),  # the official lists, see test_schedule.py
+        ("official", 1, 1, (0,), (10,)),
+        ("official", 2, 3, (0, 8), (10, 30, 49)),
+        ("snr", 5, 5, (0, 2, 4, 6, 8), (10, 18, 26, 34, 42)),
+        ("snr", 1, 4, (0,), (10, 20, 30, 40)),
+        ("uniform", 4, 4, (0, 6, 12, 19), (25, 31, 38, 44)),
+        ("uniform", 5, 5, (0, 5, 10, 15, 20), (25, 30, 35, 40, 45)),
+    ],
+)
+def test_steps_of_each_rule(rule, slow_steps, fast_steps, slow, fast):
+    partition = compute(params_with(rule=rule, slow_steps=slow_steps, fast_steps=fast_steps), FLUX_1024)
+    assert (partition.slow.steps, partition.fast.steps) == (slow, fast)
+
+
+@pytest.mark.parametrize("threshold_u", [0.9, 0.8, 0.79, 0.5])
+@pytest.mark.parametrize("teacher_steps", [20, 28, 50])
+def test_the_handoff_of_rule_snr_is_the_first_level_at_or_below_the_threshold(threshold_u, teacher_steps):
+    partition = compute(
+        params_with(teacher_steps, rule="snr", threshold_u=threshold_u, slow_steps=1, fast_steps=2), FLUX_1024
+    )
+    levels = base_levels(teacher_steps)
+    step = partition.fast.steps[0]
+    assert levels[step] <= threshold_u + 1e-9 < levels[step - 1]
+    assert partition.handoff == FLUX_1024.sigmas(levels)[step]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("teacher_steps", [28, 50, 100])
+def test_both_phases_are_one_path_on_the_teachers_levels(rule, teacher_steps):
+    partition = compute(params_with(teacher_steps, rule=rule, slow_steps=3, fast_steps=5), FLUX_1024)
+    slow, fast = partition.slow, partition.fast
+    assert slow.sigmas[-1] == fast.sigmas[0] == partition.handoff and slow.end == fast.steps[0]
+    assert partition.steps[0] == 0 and partition.steps[-1] == fast.end == teacher_steps
+    assert list(partition.steps) == sorted(set(partition.steps)) and len(partition.steps) == 9
+    teacher_sigmas = FLUX_1024.sigmas(base_levels(teacher_steps))
+    assert list(partition.sigmas) == teacher_sigmas[list(partition.steps)].tolist()
+    assert list(partition.sigmas) == pytest.approx(FLUX_1024.sigmas(partition.u).tolist(), abs=1e-12)
+    assert sum(b - a for a, b in zip(partition.sigmas, partition.sigmas[1:], strict=False)) == pytest.approx(-1)
+    for phase in (slow, fast):
+        assert phase.timesteps == tuple(1000 * sigma for sigma in phase.sigmas[:-1])
+        assert phase.snr == pytest.approx([float(snr(sigma)) for sigma in phase.sigmas[:-1]])
+    assert slow.pairs + fast.pairs == tuple(zip(partition.steps, partition.steps[1:], strict=False))
+    assert partition.slow.snr + partition.fast.snr == tuple(sorted(partition.slow.snr + partition.fast.snr))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": "golden"}, "partition.rule must be one of snr, uniform, official, got golden"),
+        ({"slow_steps": 11}, "partition.slow_steps must fit into the 10 teacher steps that rule snr gives it, got 11"),
+        ({"fast_steps": 41}, "partition.fast_steps must fit into the 40 teacher steps that rule snr gives it, got 41"),
+        ({"threshold_u": 1.0}, "partition.slow_steps must fit into the 0 teacher steps"),
+        ({"threshold_u": 0.01}, "partition.threshold_u must be at least the last level 0.02, got 0.01"),
+        ({"rule": "uniform", "slow_steps": 40, "fast_steps": 40}, "partition.slow_steps must fit into"),
+        ({"rule": "official", "slow_steps": 10}, "partition.slow_steps must fit into the 10 teacher steps that rule"),
+        ({"rule": "official", "slow_steps": 2, "teacher_steps": 10}, r"slow steps \[0, 2\] must end before .* step 2"),
+    ],
+)
+def test_a_split_that_collides_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        compute(params_with(**changes), FLUX_1024)
+
+
+def test_json_round_trip_is_exact():
+    partition = compute(params_with(), Schedule(mu=0.5, shift_terminal=0.02))
+    assert Partition.from_json(json.loads(json.dumps(partition.to_json()))) == partition
+
+
+def test_json_names_the_handoff():
+    partition = compute(params_with(), FLUX_1024)
+    assert partition.to_json()["handoff"] == {"step": 10, "u": 0.8, "sigma": partition.handoff}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"version": 2}, "version must be 1, got 2"), ({"phases": {}}, "not a partition of this project")],
+)
+def test_json_of_another_kind_is_refused(change, message):
+    content = compute(params_with(), FLUX_1024).to_json()
+    with pytest.raises(ValueError, match=message):
+        Partition.from_json(content | change)
+
+
+def test_plot_writes_the_same_picture_twice(tmp_path):
+    partition = compute(params_with(), FLUX_1024)
+    for name in ("one.png", "two.png"):
+        plot(partition, tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    other = compute(params_with(rule="uniform"), FLUX_1024)
+    plot(other, tmp_path / "three.png")
+    assert (tmp_path / "three.png").read_bytes() != (tmp_path / "one.png").read_bytes()

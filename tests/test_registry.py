@@ -1,0 +1,343 @@
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline import params, registry, tracking
+from pipeline.export import bundle_digest
+from tests.published import ROOT, write_bundle, write_evaluation, write_project
+
+NAME = "glance-scenes"
+CANDIDATE = f"models:/{NAME}@candidate"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A database with MLflow's tables, which takes seconds to make."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(path.parent))
+        tracking.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def project(fresh_project, database):
+    """The same with an empty registry."""
+    (fresh_project / ".glance").mkdir()
+    shutil.copy(database, fresh_project / ".glance/mlflow.db")
+    return fresh_project
+
+
+@pytest.fixture
+def fresh_project(tmp_path, monkeypatch):
+    """A finished project as the working directory, without a registry yet."""
+    for name in [name for name in os.environ if name.startswith(("MLFLOW", "DVC"))]:
+        monkeypatch.delenv(name)
+    for name in tracking.ENVIRONMENT:  # so that what connect sets is taken back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    root = write_project(tmp_path / "project")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The URI of a real MLflow server and the folder where it keeps artifacts."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
+    ]
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not _healthy(uri):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the MLflow server did not start:\n{(folder / 'log').read_text()}")
+            time.sleep(0.5)
+        yield uri, folder / "artifacts"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+
+
+def _healthy(uri):
+    try:
+        return urllib.request.urlopen(f"{uri}/health", timeout=2).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def runs(name=NAME):
+    """The parents and the children of the experiment."""
+    client = tracking.connect()._client
+    found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    return [r for r in found if "mlflow.parentRunId" not in r.data.tags], [
+        r for r in found if "mlflow.parentRunId" in r.data.tags
+    ]
+
+
+def versions():
+    return tracking.connect()._client.search_model_versions(f"name = '{NAME}'")
+
+
+def test_register_publishes_a_run_with_a_child_per_stage(project, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "calm-fish")
+    done = registry.register(params.load())
+    (parent,), children = runs()
+    assert parent.info.run_id == done.run_id and parent.info.run_name == "calm-fish"
+    assert parent.data.tags["dvc_experiment"] == "calm-fish"
+    assert parent.data.tags["model_version"] == "1"
+    assert parent.data.params["train_slow.learning_rate"] == "0.001"
+    assert parent.data.metrics["arms.student.retention"] == 0.97
+    assert "arms.teacher.psnr" not in parent.data.metrics
+
+    by_stage = {child.info.run_name: child for child in children}
+    assert set(by_stage) == {"train_slow", "evaluate", "register"}
+    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {done.run_id}
+    assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
+    slow = by_stage["train_slow"].data
+    assert slow.params == {"train_slow.learning_rate": "0.001", "train_slow.train_steps": "3", "training.rank": "2"}
+    assert slow.tags["dep.artifacts/trajectories"] == "11aa.dir" and slow.tags["out.artifacts/train_slow"] == "22bb.dir"
+    assert by_stage["evaluate"].data.metrics["arms.student.score"] == 0.93
+
+    client = tracking.connect()._client
+    history = client.get_metric_history(by_stage["train_slow"].info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.25)]
+    shown = {file.path for file in client.list_artifacts(by_stage["train_slow"].info.run_id, "train_slow")}
+    assert shown == {"train_slow/history.csv"}
+    shown = {file.path for file in client.list_artifacts(by_stage["evaluate"].info.run_id)}
+    assert shown == {"images", "metrics.json"}
+
+
+def test_register_names_the_git_revision(project):
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "start"]):
+        subprocess.run([*git, *arguments], cwd=project, check=True)
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    registry.register(params.load())
+    assert runs()[0][0].data.tags["git_revision"] == revision
+    (project / "params.yaml").write_text((project / "params.yaml").read_text() + "\n")
+    registry.register(params.load())
+    assert runs()[0][0].data.tags["git_revision"] == f"{revision}-dirty"
+
+
+def test_a_version_says_what_it_is(project):
+    version = registry.register(params.load()).version
+    version = registry.find(tracking.connect(), f"models:/{NAME}/{version.number}")
+    assert version.aliases == ("candidate",)
+    assert version.tags["bundle_digest"] == bundle_digest(project / "artifacts/bundle")
+    assert version.tags["retention"] == "0.97" and version.tags["nfe"] == "8"
+    assert version.tags["base_digest"] == "sha256:" + 64 * "0"
+
+
+def test_the_same_bytes_make_no_second_version_but_a_visible_run(project, monkeypatch):
+    first = registry.register(params.load())
+    monkeypatch.setenv("DVC_EXP_NAME", "an-ablation")
+    write_evaluation(project, retention=0.5)
+    second = registry.register(params.load())
+    assert (first.created, second.created) == (True, False)
+    assert [int(version.version) for version in versions()] == [1]
+    assert {run.info.run_name for run in runs()[0]} >= {"an-ablation"} and len(runs()[0]) == 2
+    assert registry.find(tracking.connect(), CANDIDATE).tags["retention"] == "0.5"  # as measured last
+
+
+def test_other_bytes_make_a_second_version_which_is_the_candidate(project):
+    registry.register(params.load())
+    write_bundle(project / "artifacts/bundle", seed=1)
+    assert registry.register(params.load()).created
+    assert registry.find(tracking.connect(), CANDIDATE).number == 2
+
+
+def test_a_registration_that_another_machine_overtakes_is_taken_back(project, monkeypatch):
+    registry.register(params.load())
+    find, calls = tracking.Store.find, []
+
+    def blind_at_first(*arguments):
+        calls.append(arguments)
+        return find(*arguments) if len(calls) > 1 else []
+
+    monkeypatch.setattr(tracking.Store, "find", blind_at_first)
+    done = registry.register(params.load())
+    assert not done.created and done.version.number == 1
+    assert [int(version.version) for version in versions()] == [1]
+
+
+def test_four_registrations_at_once_on_a_fresh_database_make_one_version(fresh_project):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stages.register"]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    ended = [(*process.communicate(timeout=300), process.returncode) for process in started]
+    assert [code for _, _, code in ended] == [0, 0, 0, 0], ended
+    parents, children = runs()
+    assert len(parents) == 4 and len(children) == 12
+    assert [int(version.version) for version in versions()] == [1]
+    assert sum("these are the same bytes" in out for out, _, _ in ended) == 3
+
+
+def test_pull_brings_the_bytes_that_were_registered(project, tmp_path):
+    registry.register(params.load())
+    folder = registry.pull(CANDIDATE, tmp_path / "pulled")
+    assert bundle_digest(folder) == bundle_digest(project / "artifacts/bundle")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in Path("artifacts/bundle").iterdir())
+    assert (project / "artifacts/bundle/slow.safetensors").is_file()  # and the registry's own copy stays
+    assert registry.pull(CANDIDATE, tmp_path / "pulled") == folder
+    cached = registry.pull(f"models:/{NAME}/1")
+    assert cached.parent == project / ".glance/bundles" and registry.pull(f"models:/{NAME}/1") == cached
+
+
+def test_register_and_pull_over_http(fresh_project, server, tmp_path, monkeypatch):
+    uri, artifacts = server
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    first, second = registry.register(params.load()), registry.register(params.load())
+    assert (first.created, second.created) == (True, False)
+    assert first.version.number == second.version.number == 1
+    parents, children = runs()
+    assert len(parents) == 2 and len(children) == 6
+    assert not (fresh_project / ".glance/mlflow.db").exists()
+
+    folder = registry.pull(CANDIDATE, tmp_path / "pulled")
+    assert bundle_digest(folder) == bundle_digest(fresh_project / "artifacts/bundle")
+    assert registry.promote(params.load()).number == 1
+    assert registry.pull(f"models:/{NAME}@champion", tmp_path / "champion").is_dir()
+
+    (stored,) = artifacts.rglob("bundle/slow.safetensors")
+    _flip(stored)
+    with pytest.raises(ValueError, match=rf"^{NAME} version 1 does not match its digest: registered as sha256:"):
+        registry.pull(CANDIDATE, tmp_path / "tampered")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["champion", "project", "pulled"]
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["slow.safetensors", "glance.json", "README.md"])
+def test_a_tampered_artifact_is_refused_and_leaves_nothing(project, tmp_path, name):
+    registry.register(params.load())
+    (stored,) = project.glob(f".glance/mlartifacts/*/artifacts/bundle/{name}")
+    _flip(stored)
+    with pytest.raises(ValueError, match="does not match its digest"):
+        registry.pull(CANDIDATE, tmp_path / "pulled")
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "run.py", "MLmodel", "more/x.json"])
+def test_a_version_with_a_file_that_no_bundle_has_is_refused(project, tmp_path, name):
+    registry.register(params.load())
+    (stored,) = project.glob(".glance/mlartifacts/*/artifacts/bundle")
+    (stored / name).parent.mkdir(exist_ok=True)
+    (stored / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"version 1 holds {name.split('/')[0]}/?; a bundle has only"):
+        registry.pull(CANDIDATE, tmp_path / "pulled")
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+def test_a_version_without_files_is_refused(project, tmp_path):
+    registry.register(params.load())
+    (stored,) = project.glob(".glance/mlartifacts/*/artifacts/bundle")
+    shutil.rmtree(stored)
+    stored.mkdir()
+    with pytest.raises(ValueError, match="version 1 holds no files"):
+        registry.pull(CANDIDATE, tmp_path / "pulled")
+
+
+def test_a_version_of_somebody_else_is_refused(project, tmp_path):
+    store = tracking.connect()
+    with store.run(store.experiment("theirs"), "run") as run_id:
+        source = store.log_folder(run_id, Path("artifacts/bundle"), "model")
+        store.create_version("theirs", source, run_id, {})
+    with pytest.raises(ValueError, match="theirs version 1 has no tag bundle_digest"):
+        registry.pull("models:/theirs/1", tmp_path / "pulled")
+
+
+def test_pull_does_not_replace_something_else(project, tmp_path):
+    registry.register(params.load())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.md").write_text("keep")
+    with pytest.raises(ValueError, match=rf"mine exists and is not {NAME} version 1: remove it"):
+        registry.pull(CANDIDATE, tmp_path / "mine")
+    assert (tmp_path / "mine/notes.md").read_text() == "keep"
+
+
+@pytest.mark.parametrize("reference", ["glance-scenes", "models:/a", "models:/a@", "models:/a/latest", "models:/a/b/1"])
+def test_a_reference_of_another_form_is_refused(reference):
+    with pytest.raises(ValueError, match="named models:/name@alias or models:/name/version, got"):
+        registry.parse(reference)
+
+
+def test_a_bundle_with_another_file_is_not_registered(project):
+    (project / "artifacts/bundle/model.pkl").write_bytes(b"x")
+    with pytest.raises(ValueError, match="artifacts/bundle holds model.pkl; a bundle has only"):
+        registry.register(params.load())
+
+
+def test_an_evaluation_without_the_student_is_refused_before_anything_is_written(project):
+    (project / "artifacts/evaluation/metrics.json").write_text(json.dumps({"arms": {"teacher": {}}}))
+    with pytest.raises(ValueError, match="metrics.json has no arms.student"):
+        registry.register(params.load())
+    assert tracking.connect()._client.get_experiment_by_name(NAME) is None
+
+
+def test_promote_sets_the_champion(project):
+    registry.register(params.load())
+    assert registry.promote(params.load()).number == 1
+    assert registry.find(tracking.connect(), f"models:/{NAME}@champion").number == 1
+
+
+@pytest.mark.parametrize("retention", [0.89, float("nan")])
+def test_promote_refuses_below_the_threshold_unless_forced(project, retention):
+    write_evaluation(project, retention)
+    registry.register(params.load())
+    with pytest.raises(ValueError, match=rf"{NAME} version 1 keeps (0.890|nan) of .* register.min_retention asks for 0.9"):
+        registry.promote(params.load(), "1")
+    with pytest.raises(ConnectionError, match="champion"):
+        registry.find(tracking.connect(), f"models:/{NAME}@champion")
+    assert registry.promote(params.load(), "1", force=True).number == 1
+
+
+def test_promote_refuses_what_was_never_measured(project):
+    write_evaluation(project, None)
+    registry.register(params.load())
+    with pytest.raises(ValueError, match="version 1 has no measured retention"):
+        registry.promote(params.load(), CANDIDATE)
+
+
+def test_register_with_the_server_down_is_one_sentence(fresh_project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.register"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - start < 30
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Error: register: no MLflow server answers at http://127.0.0.1:9: start it, or unset MLFLOW_TRACKING_URI"
+    ]
+    assert not (fresh_project / ".glance").exists()

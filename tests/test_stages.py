@@ -1,0 +1,150 @@
+"""What every stage does around its one library call: say what is wrong in a sentence, and leave with the right code."""
+
+import errno
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stages import sentence, stage_command
+
+ROOT = Path(__file__).parent.parent
+
+STAGE = """
+import time
+from stages import stage_command
+{imports}
+
+@stage_command("probe")
+def main(params):
+    {body}
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with the real package around one stage, `probe`."""
+    (tmp_path / "stages").mkdir()
+    shutil.copy(ROOT / "stages" / "__init__.py", tmp_path / "stages")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
+def start(project, body, imports="", **options):
+    (project / "stages" / "probe.py").write_text(STAGE.format(body=body, imports=imports))
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.probe"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        **options,
+    )  # fmt: skip
+
+
+def small_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, 64 * 1024))
+
+
+def test_a_stage_gets_the_parameters(project):
+    process = start(project, "print(params.partition.rule, params.teacher.steps)")
+    assert process.communicate()[0].split() == ["snr", "50"] and process.returncode == 0
+
+
+@pytest.mark.parametrize("where", ["body", "imports"])
+def test_ctrl_c_exits_130_without_a_traceback(project, where):
+    pause = "print('ready', flush=True); time.sleep(60)"
+    process = start(project, **({"body": "pass"} | {where: pause}))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert error == "interrupted: nothing is recorded, the next `dvc repro` goes on from here\n"
+
+
+def test_ctrl_c_leaves_nothing_half_written(project):
+    body = "\n    ".join(
+        [
+            "from pipeline import artifacts",
+            "with artifacts.atomic_dir('artifacts/probe') as folder:",
+            "    (folder / 'half').touch(); print('ready', flush=True); time.sleep(60)",
+        ]
+    )
+    process = start(project, body)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130 and os.listdir(project / "artifacts") == []
+
+
+def test_a_full_disk_gives_one_sentence_and_leaves_nothing(project):
+    imports = "from pipeline import artifacts"
+    body = "artifacts.write_json('artifacts/probe/big.json', list(range(100_000)))"
+    process = start(project, body, imports, preexec_fn=small_files)
+    _, error = process.communicate()
+    assert process.returncode == 1 and error.count("\n") == 1
+    assert error.startswith("Error: probe: no space left to write") and "run `dvc repro` again" in error
+    assert os.listdir(project / "artifacts" / "probe") == []
+
+
+def test_tensors_on_a_full_disk_give_the_same_sentence(project):
+    imports = "import torch\nfrom pipeline import artifacts"
+    body = "artifacts.save_safetensors('artifacts/probe/x.safetensors', {'x': torch.zeros(100_000)})"
+    process = start(project, body, imports, preexec_fn=small_files)
+    _, error = process.communicate()
+    assert process.returncode == 1 and error.count("\n") == 1
+    assert "no space left to write at artifacts/probe/x.safetensors" in error
+    assert os.listdir(project / "artifacts" / "probe") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("a.b must be\n  at least 1, got 0"), "a.b must be at least 1, got 0"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.txt"), "No such file or directory: x.txt"),
+        (FileNotFoundError("x holds no file"), "x holds no file"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x"),
+            "no space left to write at x (No space left on device); free some and run `dvc repro` again",
+        ),
+    ],
+)
+def test_errors_become_one_sentence(error, text):
+    assert sentence(error) == text
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    @stage_command("probe")
+    def main(params):
+        """Probe."""
+        raise ValueError("bad value")
+
+    return main
+
+
+def test_a_refused_value_is_an_exit_code_of_1(failing):
+    result = CliRunner().invoke(failing)
+    assert result.exit_code == 1 and result.output == "Error: probe: bad value\n"
+
+
+def test_the_traceback_can_be_asked_for(failing):
+    result = CliRunner().invoke(failing, ["--traceback"])
+    assert isinstance(result.exception, ValueError)
+
+
+def test_the_number_of_threads_is_set(project):
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(re.sub(r"threads: \d+", "threads: 3", text))
+    process = start(project, "print(torch.get_num_threads())", "import torch")
+    assert process.communicate()[0].strip() == "3"

@@ -1,0 +1,145 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import tracking
+from pipeline.tracking import Metric
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """A root with a space in its name, and MLflow's environment as a user has it."""
+    root = tmp_path / "my project"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    for name in [name for name in os.environ if name.startswith("MLFLOW")]:
+        monkeypatch.delenv(name)
+    for name in tracking.ENVIRONMENT:  # so that what connect sets is taken back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return root
+
+
+def test_the_default_store_lies_under_the_root_and_not_in_the_working_directory(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = tracking.connect()
+    with store.run(store.experiment("name"), "run") as run_id:
+        (tmp_path / "table.csv").write_text("a,b\n")
+        store.log_files(run_id, {tmp_path / "table.csv": "tables"})
+    assert (project / ".glance/mlflow.db").is_file()
+    assert [path.name for path in project.glob(".glance/mlartifacts/*/artifacts/tables/*")] == ["table.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my project", "table.csv"]
+
+
+def test_a_server_of_the_environment_comes_first(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking.tracking_uri() == "http://127.0.0.1:5000"
+
+
+def test_connect_sets_one_retry_unless_the_user_chose_and_forgets_a_run_of_the_environment(monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "somebody else's")
+    tracking.connect()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    assert "MLFLOW_RUN_ID" not in os.environ
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    tracking.connect()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "4"
+
+
+def test_more_numbers_than_one_batch_carries_all_arrive():
+    store = tracking.connect()
+    params = {f"p{i}": i for i in range(250)}
+    metrics = [Metric("loss", 1.0 / (1 + i), i) for i in range(2100)]
+    with store.run(store.experiment("name"), "run") as run_id:
+        store.log(run_id, params, metrics, {"out.with [odd] letters": "1"})
+    client = store._client
+    assert client.get_run(run_id).data.params == {key: str(value) for key, value in params.items()}
+    assert client.get_run(run_id).data.tags["out.with _odd_ letters"] == "1"
+    assert [m.value for m in client.get_metric_history(run_id, "loss")] == [metric.value for metric in metrics]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_run_ends_as_its_body_did(error, status):
+    store = tracking.connect()
+    run_id = None
+    try:
+        with store.run(store.experiment("name"), "run") as run_id:
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt) as raised:
+        assert raised is error
+    assert store._client.get_run(run_id).info.status == status
+
+
+def test_a_missing_version_is_one_sentence():
+    store = tracking.connect()
+    with pytest.raises(ConnectionError, match=r"^MLflow at sqlite:.* refused: .*nothing.*$") as raised:
+        store.by_alias("nothing", "candidate")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_server_that_is_down_is_one_sentence_at_once():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=rf"no MLflow server answers at http://127.0.0.1:{port}: start it"):
+        tracking.connect(f"http://user:secret@127.0.0.1:{port}")
+    assert time.monotonic() - start < 5
+
+
+def test_a_server_that_never_answers_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(tracking, "PING_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(ConnectionError, match="no MLflow server answers"):
+            tracking.connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_a_message_does_not_show_a_password():
+    assert tracking.public_uri("https://me:secret@host:1/path") == "https://host:1/path"
+
+
+def test_the_lock_may_be_entered_twice_by_one_process():
+    with tracking.locked(), tracking.locked():
+        pass
+
+
+def test_a_lock_that_stays_taken_is_one_sentence(project, monkeypatch):
+    monkeypatch.setattr(tracking, "LOCK_S", 0.2)
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pipeline import tracking
+with tracking.locked():
+    print("taken", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "taken\n"
+        with pytest.raises(TimeoutError, match=r"mlflow.lock is held by another registration for more than 0.2 s"):
+            with tracking.locked():
+                pass
+    finally:
+        other.communicate()
+
+
+def test_mlflow_is_imported_on_connection_only():
+    program = "import sys, pipeline.tracking, pipeline.registry; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_no_other_module_imports_mlflow():
+    modules = [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")]
+    importing = [path.name for path in modules if "import mlflow" in path.read_text() or "from mlflow" in path.read_text()]
+    assert importing == ["tracking.py"]

@@ -1,0 +1,348 @@
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from pipeline import adapters, artifacts, backbones, controls, training
+from pipeline.backbones.base import index, repeat
+from pipeline.trajectories import Trajectories
+from tests.recorded import ROOT, record_tiny
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return record_tiny(tmp_path_factory.mktemp("recorded"))
+
+
+@pytest.fixture(scope="module")
+def trajectories(recorded):
+    return Trajectories(recorded.trajectories)
+
+
+def make_job(recorded, phase="slow", true_cfg_scale=1.0, **changes):
+    settings = training.Settings.of(recorded.params.training, recorded.params.train_slow)
+    steps = recorded.partition.phases[phase].pairs
+    return training.Job(phase, steps, replace(settings, **changes), 3.5, true_cfg_scale)
+
+
+def run(recorded, trajectories, job, checkpoint=None, stop=None):
+    """Trains on a fresh backbone; after `stop` records the run ends as if it were killed."""
+    backbone = recorded.backbone()
+    history = []
+    for record in training.train(backbone, trajectories, job, checkpoint):
+        history.append(record)
+        if len(history) == stop:
+            return history, None
+    return history, adapters.state(backbone.transformer, job.name)
+
+
+def random_sample(size=3):
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(size, 4, 2, generator=generator) for _ in range(4)]
+    return training.Sample(*latents, sigma=torch.tensor([1.0, 0.8, 0.5]), sigma_next=torch.tensor([0.7, 0.2, 0.0]))
+
+
+def test_an_euler_step_with_the_trajectory_target_lands_on_the_teacher():
+    sample = random_sample()
+    x, target = training.trajectory(sample)
+    step = (sample.sigma_next - sample.sigma)[:, None, None]
+    torch.testing.assert_close(x + step * target, sample.x_next)
+
+
+def test_the_flow_target_leads_from_noise_to_data():
+    sample = random_sample()
+    x, target = training.noise_to_data(sample)
+    sigma = sample.sigma[:, None, None]
+    torch.testing.assert_close(x - sigma * target, sample.x_0)
+    torch.testing.assert_close(x + (1 - sigma) * target, sample.noise)
+
+
+def test_learning_rates():
+    assert [training.cosine(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert training.constant(0.7) == 1
+
+
+@pytest.mark.parametrize("count, batch", [(12, 4), (5, 3), (2, 7)])
+def test_every_item_comes_once_before_any_comes_again(count, batch):
+    drawn = torch.cat([training.items(count, batch, seed=3, train_step=i) for i in range(3 * count)])
+    epochs = drawn[: len(drawn) // count * count].view(-1, count)
+    assert torch.equal(epochs.sort(dim=1).values, torch.arange(count).expand_as(epochs))
+    assert torch.unique(epochs, dim=0).shape[0] > 1
+    assert not torch.equal(drawn, torch.cat([training.items(count, batch, 4, i) for i in range(3 * count)]))
+
+
+@pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
+@pytest.mark.parametrize("phase", ["slow", "fast"])
+def test_the_first_loss_is_the_base_models_error_on_the_teachers_path(recorded, trajectories, phase, true_cfg_scale):
+    """One batch of all pairs of trajectory and step: the mean over them, whatever their order."""
+    steps = recorded.partition.phases[phase].pairs
+    job = make_job(recorded, phase, true_cfg_scale, batch=len(steps) * len(trajectories), precision="fp32")
+    backbone = recorded.backbone()
+    ids = list(range(len(trajectories)))
+    errors = []
+    for start, end in steps:
+        x, x_next = trajectories.states(ids, [start, end]).unbind(1)
+        sigma, sigma_next = trajectories.sigmas[start].item(), trajectories.sigmas[end].item()
+        levels = torch.full((len(ids),), sigma)
+        with torch.no_grad():
+            v = backbone.velocity(x, levels, trajectories.conditioning(ids), 3.5)
+            if true_cfg_scale != 1:
+                negative = repeat(trajectories.negative(), len(ids))
+                v_uncond = backbone.velocity(x, levels, negative, 3.5)
+                v = v_uncond + true_cfg_scale * (v - v_uncond)
+        errors.append(((v - (x_next - x) / (sigma_next - sigma)) ** 2).mean().item())
+    history, _ = run(recorded, trajectories, job, stop=1)
+    assert history[0].loss == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", training.OBJECTIVES)
+def test_training_lowers_the_loss(recorded, trajectories, objective):
+    job = make_job(recorded, objective=objective, train_steps=30, learning_rate=0.01)
+    history, _ = run(recorded, trajectories, job)
+    losses = [record.loss for record in history]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert history[0].learning_rate == 0.01
+    assert (history[-1].learning_rate < 0.001) == (objective == "trajectory")
+
+
+@pytest.mark.parametrize("precision, stops", [("fp32", range(1, 9)), ("bf16", [4])])
+def test_killed_after_any_train_step_and_run_again_gives_the_same_bits(
+    recorded, trajectories, tmp_path, precision, stops
+):
+    job = make_job(recorded, precision=precision)
+    history, state = run(recorded, trajectories, job)
+    for stop in stops:
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        run(recorded, trajectories, job, folder, stop)
+        again, resumed = run(recorded, trajectories, job, folder)
+        assert again == history
+        assert all(torch.equal(resumed[key], state[key]) for key in state)
+
+
+def test_a_resumed_run_does_not_repeat_what_its_checkpoint_has(recorded, trajectories, tmp_path, monkeypatch):
+    job = make_job(recorded)
+    run(recorded, trajectories, job, tmp_path, stop=7)
+    steps = []
+    draw = training._draw
+    monkeypatch.setattr(training, "_draw", lambda *args: steps.append(args[2]) or draw(*args))
+    run(recorded, trajectories, job, tmp_path)
+    assert steps == [6, 7]
+
+
+def test_another_job_input_or_code_has_another_key(recorded, tmp_path, monkeypatch):
+    job = make_job(recorded)
+    keys = {training.key(job, recorded.trajectories)}
+    changed = [
+        make_job(recorded, seed=99),
+        make_job(recorded, "fast"),
+        make_job(recorded, true_cfg_scale=2.0),
+        replace(job, trajectories=1),
+        replace(job, name="other"),
+    ]
+    keys |= {training.key(other, recorded.trajectories) for other in changed}
+    (tmp_path / "index.json").write_text("{}")
+    keys.add(training.key(job, tmp_path))
+    monkeypatch.setattr(training, "code_digest", lambda: "other code")
+    keys.add(training.key(job, recorded.trajectories))
+    assert len(keys) == 3 + len(changed)
+
+
+def test_one_trajectory_is_one_trajectory(recorded, trajectories, monkeypatch):
+    seen = set()
+    conditioning = trajectories.conditioning
+    monkeypatch.setattr(trajectories, "conditioning", lambda ids: seen.update(ids.tolist()) or conditioning(ids))
+    run(recorded, trajectories, replace(make_job(recorded), trajectories=1))
+    assert seen == {0}
+
+
+def test_a_loss_that_is_not_finite_names_step_phase_and_sigma(recorded, trajectories, tmp_path):
+    backbone = recorded.backbone()
+    run_ = training.train(backbone, trajectories, make_job(recorded, "fast"), tmp_path)
+    for _ in range(4):
+        next(run_)
+    with torch.no_grad():
+        backbone.transformer.proj_out.base_layer.bias.fill_(math.nan)
+    levels = "|".join(f"{sigma:.4f}" for sigma in recorded.partition.fast.sigmas[:-1])
+    with pytest.raises(ValueError, match=rf"must be finite, got nan at train step 4 of phase fast, sigma ({levels});"):
+        next(run_)
+    kept = torch.load(tmp_path / training.CHECKPOINT, weights_only=True)
+    assert len(kept["history"]) == 3
+    assert all(tensor.isfinite().all() for tensor in kept["parameters"])
+
+
+def test_an_unknown_objective_is_refused(recorded, trajectories):
+    with pytest.raises(ValueError, match="training.objective must be one of trajectory, flow, got 'magic'"):
+        run(recorded, trajectories, make_job(recorded, objective="magic"))
+
+
+def test_bfloat16_keeps_the_timestep_and_comes_close(recorded, trajectories):
+    seen = []
+    backbone = recorded.backbone()
+    backbone.transformer.time_text_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    losses = [
+        next(training.train(backbone, trajectories, make_job(recorded, precision="bf16"))).loss,
+        run(recorded, trajectories, make_job(recorded, precision="fp32"), stop=1)[0][0].loss,
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+    levels = 1000 * torch.tensor(recorded.partition.slow.sigmas[:-1])
+    assert (seen[0][:, None] - levels).abs().min(dim=1).values.max() < 1e-3
+
+
+def test_a_transformer_in_16_bits_trains_an_adapter_in_32(recorded, trajectories):
+    backbone = backbones.load(recorded.teacher, "cpu", parts=("transformer",), dtype=torch.bfloat16)
+    base = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
+    job = make_job(recorded, train_steps=30, learning_rate=0.01)
+    losses = [record.loss for record in training.train(backbone, trajectories, job)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert {tensor.dtype for tensor in adapters.state(backbone.transformer, "slow").values()} == {torch.float32}
+    backbone.transformer.unload_lora()
+    assert all(torch.equal(value, base[name]) for name, value in backbone.transformer.state_dict().items())
+
+
+def test_training_leaves_the_base_as_it_was(recorded, trajectories, tmp_path):
+    backbone = recorded.backbone()
+    base = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
+    training.train_to(tmp_path, backbone, trajectories, make_job(recorded))
+    after = backbone.transformer.state_dict()
+    assert after.keys() == base.keys()
+    assert all(torch.equal(after[name], base[name]) for name in base)
+
+
+def test_the_trained_adapter_lowers_the_error_of_the_sampled_velocity(recorded, trajectories, tmp_path):
+    """What was trained with merged weights in bfloat16 helps the float32 student that is sampled."""
+    backbone = recorded.backbone()
+    job = make_job(recorded, train_steps=40, learning_rate=0.01)
+    training.train_to(tmp_path, backbone, trajectories, job)
+    state, _ = adapters.read(tmp_path)
+    ids = list(range(len(trajectories)))
+    x, x_next = trajectories.states(ids, list(job.steps[0])).unbind(1)
+    sigma, sigma_next = (trajectories.sigmas[step].item() for step in job.steps[0])
+    errors = {}
+    with adapters.acting(backbone.transformer, {"slow": state}) as select, torch.no_grad():
+        for name in (None, "slow"):
+            select(name)
+            conditioning = index(trajectories.conditioning(ids), ids)
+            v = backbone.velocity(x, torch.full((len(ids),), sigma), conditioning, 3.5)
+            errors[name] = ((v - (x_next - x) / (sigma_next - sigma)) ** 2).mean().item()
+    assert errors["slow"] < 0.9 * errors[None]
+
+
+def test_history_files(tmp_path):
+    records = [training.TrainStep(0, 0.5, 1e-3), training.TrainStep(1, 0.25, 5e-4)]
+    training.write_history(tmp_path / "one.csv", {None: records})
+    training.write_history(tmp_path / "many.csv", {"single": records[:1], "official_slow": records})
+    training.write_history(tmp_path / "none.csv", {})
+    assert (tmp_path / "one.csv").read_text() == "train_step,loss,learning_rate\n0,0.5,0.001\n1,0.25,0.0005\n"
+    rows = list(csv.DictReader((tmp_path / "many.csv").open()))
+    assert [row["arm"] for row in rows] == ["single", "official_slow", "official_slow"]
+    assert (tmp_path / "none.csv").read_text() == "arm,train_step,loss,learning_rate\n"
+
+
+def test_the_controls_have_the_budgets_that_their_names_promise(recorded):
+    params = replace(recorded.params, train_fast=replace(recorded.params.train_fast, learning_rate=3e-3))
+    single, slow, fast = controls.jobs(params, recorded.partition)
+    assert [job.name for job in (single, slow, fast)] == ["single", "official_slow", "official_fast"]
+    assert single.steps == recorded.partition.slow.pairs + recorded.partition.fast.pairs
+    assert (single.settings.train_steps, single.settings.learning_rate) == (16, pytest.approx(2e-3))
+    assert (slow.settings.objective, slow.settings.train_steps, slow.trajectories) == ("flow", 60, 1)
+    assert (slow.steps, fast.steps) == (recorded.partition.slow.pairs, recorded.partition.fast.pairs)
+
+
+def test_no_controls_and_unknown_controls(recorded):
+    none = replace(recorded.params, train_controls=replace(recorded.params.train_controls, arms=()))
+    assert controls.jobs(none, recorded.partition) == []
+    odd = replace(recorded.params, train_controls=replace(recorded.params.train_controls, arms=("double",)))
+    with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'double'"):
+        controls.jobs(odd, recorded.partition)
+
+
+def workplace(folder: Path, recorded, **sections) -> Path:
+    """A folder in which a training stage runs; `sections` change parameters."""
+    (folder / "artifacts").mkdir(parents=True)
+    (folder / artifacts.TRAJECTORIES).symlink_to(recorded.trajectories)
+    artifacts.write_json(folder / artifacts.PARTITION, recorded.partition.to_json())
+    content = asdict(recorded.params)
+    for section, changes in sections.items():
+        content[section] |= changes
+    content["train_controls"]["arms"] = list(content["train_controls"]["arms"])
+    content["runtime"]["threads"] = 1
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    return folder
+
+
+def start(folder: Path, stage: str) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(folder: Path, stage: str) -> None:
+    process = start(folder, stage)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def kill_in_training(folder: Path, stage: str) -> None:
+    """Starts a stage and kills it once it has kept a checkpoint."""
+    process = start(folder, stage)
+    deadline = time.monotonic() + 120
+    while not list((folder / ".glance").rglob(training.CHECKPOINT)):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_stage_that_is_killed_goes_on_and_leaks_nothing_into_other_parameters(recorded, tmp_path):
+    steps = {"train_steps": 60}
+    undisturbed = workplace(tmp_path / "undisturbed", recorded, train_slow=steps)
+    finish(undisturbed, "train_slow")
+    killed = workplace(tmp_path / "killed", recorded, train_slow=steps)
+    kill_in_training(killed, "train_slow")
+    assert not (killed / artifacts.TRAIN_SLOW).exists()
+
+    rerun = tmp_path / "rerun"
+    other = workplace(tmp_path / "other", recorded, train_slow=steps | {"learning_rate": 0.005})
+    finish(other, "train_slow")
+    (killed / ".glance").rename(rerun)  # the leftovers meet a run with another learning rate
+    changed = workplace(tmp_path / "changed", recorded, train_slow=steps | {"learning_rate": 0.005})
+    rerun.rename(changed / ".glance")
+    finish(changed, "train_slow")
+    assert contents(changed / artifacts.TRAIN_SLOW) == contents(other / artifacts.TRAIN_SLOW)
+
+    (changed / ".glance").rename(killed / ".glance")
+    finish(killed, "train_slow")
+    expected = contents(undisturbed / artifacts.TRAIN_SLOW)
+    assert expected.keys() == {adapters.WEIGHTS, adapters.CONFIG, "history.csv"}
+    assert contents(killed / artifacts.TRAIN_SLOW) == expected
+    assert contents(other / artifacts.TRAIN_SLOW) != expected
+    assert not list((killed / ".glance").rglob(training.CHECKPOINT))
+
+
+def test_the_other_training_stages_run(recorded, tmp_path):
+    folder = workplace(tmp_path / "stages", recorded)
+    finish(folder, "train_fast")
+    finish(folder, "train_controls")
+    assert len((folder / artifacts.TRAIN_FAST / "history.csv").read_text().splitlines()) == 9
+    made = contents(folder / artifacts.TRAIN_CONTROLS)
+    arms = {name.split("/")[0] for name in made if "/" in name}
+    assert arms == {"single", "official_slow", "official_fast"}
+    assert len(made["history.csv"].decode().splitlines()) == 1 + 16 + 60 + 60
+    assert not list((folder / artifacts.TRAIN_FAST.parent).glob(".*"))
