@@ -5,10 +5,10 @@ version. A pull takes data, never code, and arrives whole or not at all.
 """
 
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pipeline import provenance, tracking
 from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, dvc_root, read_json
@@ -141,21 +141,20 @@ def pull(reference: str, target: Path | None = None) -> Path:
         raise ValueError(f"{version} has no tag {DIGEST}: it was not registered by this pipeline")
     if target is None:
         target = dvc_root() / ".glance" / "bundles" / digest.removeprefix("sha256:")
-    if target.exists():
-        if target.is_dir() and any(target.iterdir()) and bundle_digest(target) == digest:
-            return target
-        raise ValueError(f"{target} exists and is not {version}: remove it, or name another folder")
-    check_files(str(version), store.files(version))
-    with atomic_dir(target) as partial:
-        download = store.download(version, partial)
-        check_files(str(version), (f"{path.name}{'/' if path.is_dir() else ''}" for path in download.iterdir()))
-        got = bundle_digest(download)
-        if got != digest:
-            raise ValueError(f"{version} does not match its digest: registered as {digest}, downloaded {got}")
-        if download != partial:  # mlflow keeps the folder's name below the destination
+    with tracking.locked():  # two pulls of a version into one folder: the second finds it there
+        if target.exists():
+            if target.is_dir() and any(target.iterdir()) and bundle_digest(target) == digest:
+                return target
+            raise ValueError(f"{target} exists and is not {version}: remove it, or name another folder")
+        check_files(str(version), store.files(version))
+        with atomic_dir(target) as partial, TemporaryDirectory(dir=partial.parent, prefix=".pull-") as scratch:
+            download = store.download(version, Path(scratch))
+            check_files(str(version), _names(download))
+            got = bundle_digest(download)
+            if got != digest:
+                raise ValueError(f"{version} does not match its digest: registered as {digest}, downloaded {got}")
             for file in download.iterdir():
                 file.rename(partial / file.name)
-            shutil.rmtree(partial / download.relative_to(partial).parts[0])
     return target
 
 
@@ -201,8 +200,13 @@ def _verified_digest(bundle: Path) -> str:
     from pipeline.export import Bundle, bundle_digest
 
     Bundle.load(bundle)
-    check_files(str(bundle), (f"{path.name}{'/' if path.is_dir() else ''}" for path in bundle.iterdir()))
+    check_files(str(bundle), _names(bundle))
     return bundle_digest(bundle)
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder; a folder's name ends with a slash, and a link's with an @."""
+    return [f"{p.name}{'@' if p.is_symlink() else '/' if p.is_dir() else ''}" for p in folder.iterdir()]
 
 
 def _headline(metrics: Mapping) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""How the shipped teacher is made: render, autoencoder, text-conditioned transformer, score, save. Run by its own dvc.yaml."""
+"""How the shipped teacher is made: autoencoder, rendered scenes, transformer, score. Run by its own dvc.yaml."""

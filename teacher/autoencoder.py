@@ -1,5 +1,7 @@
 """Trains the AutoencoderKL of the shipped teacher on rendered scenes."""
 
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import click
@@ -11,7 +13,7 @@ from tqdm import tqdm
 
 from teacher.optim import warmup_then_cosine
 from teacher.settings import section
-from teacher.world import batched, scenes
+from teacher.world import batched, crops, scenes
 
 
 def build(channels: list[int], latent_channels: int) -> AutoencoderKL:
@@ -36,22 +38,20 @@ def to_model(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train(vae: AutoencoderKL, batches, train_steps: int, learning_rate: float, kl_weight: float):
-    """Trains in place; yields the loss of each train step: L1 of pixels plus kl_weight times the mean KL of a latent."""
+def train(
+    vae: AutoencoderKL, batches: Iterable[np.ndarray], train_steps: int, learning_rate: float, kl_weight: float
+) -> Iterator[float]:
+    """Trains in place; yields the loss of each train step: pixels' squared error plus kl_weight times a latent's KL."""
     vae.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     schedule = warmup_then_cosine(optimizer, train_steps)
-
-    def loss_of(x: Tensor) -> Tensor:
-        posterior = vae.encode(x).latent_dist
-        z = posterior.sample()
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        return (vae.decode(z).sample.float() - x).abs().mean() + kl_weight * kl
-
     for _, images in zip(range(train_steps), batches, strict=False):
         x = to_model(images).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(x)
+            posterior = vae.encode(x).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        loss = torch.nn.functional.mse_loss(decoded.float(), x) + kl_weight * kl
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -74,18 +74,19 @@ def main(out: Path) -> None:
     p = section("autoencoder")
     torch.manual_seed(p["seed"])
     vae = build(p["channels"], p["latent_channels"])
-    stream = (image for _, image in scenes(p["seed"]))
-    batches = (np.stack(batch) for batch in batched(stream, p["batch"]))
+    whole = (image for _, image in scenes(p["seed"]))
+    steps = p["crop_steps"] + p["scene_steps"]
+    parts = batched(crops(p["seed"], side=32), p["batch"]), batched(whole, p["batch"])
+    batches = (np.stack(batch) for batch in chain(islice(parts[0], p["crop_steps"]), parts[1]))
     progress = tqdm(
-        train(vae, batches, p["train_steps"], p["learning_rate"], p["kl_weight"]),
-        total=p["train_steps"],
-        desc="autoencoder",
-        mininterval=10,
+        train(vae, batches, steps, p["learning_rate"], p["kl_weight"]), total=steps, desc="autoencoder", mininterval=10
     )
-    for loss in progress:
-        progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    mean = 0.0
+    for step, loss in enumerate(progress, start=1):
+        mean += (loss - mean) / min(step, 50)
+        progress.set_postfix(loss=f"{mean:.5f}", refresh=False)
     vae.eval()
-    normalise(vae, next(batches))
+    normalise(vae, np.stack(next(batched(whole, 256))))
     vae.save_pretrained(out)
 
 

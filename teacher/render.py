@@ -19,7 +19,8 @@ from teacher.world import batched, scenes
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) -> packed latents float32 (B, T, 4 C) as FluxPipeline's transformer takes them."""
-    z = vae.encode(to_model(images)).latent_dist.mean
+    with torch.autocast("cpu", torch.bfloat16):
+        z = vae.encode(to_model(images).to(memory_format=torch.channels_last)).latent_dist.mean.float()
     z = (z - vae.config.shift_factor) * vae.config.scaling_factor
     return FluxPipeline._pack_latents(z, *z.shape)
 
@@ -30,7 +31,7 @@ def encode(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
 def main(autoencoder: Path, out: Path) -> None:
     """Writes latents.safetensors (N, T, 4 C) in float16 and captions.txt, one line a scene."""
     p = section("render")
-    vae = AutoencoderKL.from_pretrained(autoencoder).eval()
+    vae = AutoencoderKL.from_pretrained(autoencoder).eval().to(memory_format=torch.channels_last)
     captions, latents = [], []
     batches = islice(batched(scenes(p["seed"]), 100), p["scenes"] // 100)
     for batch in tqdm(batches, total=p["scenes"] // 100, desc="render", mininterval=10):

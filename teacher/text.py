@@ -1,6 +1,9 @@
 """The shipped teacher's text side: word-level CLIP and T5 tokenizers over the caption grammar, and small encoders."""
 
+import json
+
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
@@ -13,22 +16,18 @@ STOCK_LENGTH = 512  # FluxPipeline's default max_sequence_length
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer with one token per word, built from merges as BPE has it; letters cover the rest."""
+    """A CLIP tokenizer whose byte pairs are trained until every word of the grammar is one token."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    pieces, merges = [*letters, *(f"{c}</w>" for c in letters)], []
-    for word in words():
-        symbols = [*word[:-1], f"{word[-1]}</w>"]
-        while len(symbols) > 1:
-            merge = (symbols[0], symbols[1])
-            if merge not in merges:
-                merges.append(merge)
-            symbols = ["".join(merge), *symbols[2:]]
-            if symbols[0] not in pieces:
-                pieces.append(symbols[0])
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=CLIP_LENGTH
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
     )
+    tokenizer.train_from_iterator([" ".join((*words(), *letters))], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    specials = ("<|startoftext|>", "<|endoftext|>")
+    vocab = model["vocab"] | {piece: len(model["vocab"]) + i for i, piece in enumerate(specials)}
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]], model_max_length=CLIP_LENGTH)
 
 
 def t5_tokenizer() -> T5Tokenizer:

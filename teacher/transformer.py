@@ -10,6 +10,7 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from teacher import text
@@ -35,9 +36,14 @@ class Model(nn.Module):
             pooled_projection_dim=p["clip_width"],
             axes_dims_rope=(8, 12, 12),
         )
+        # The residual stream stays in float32 under autocast, and with it the timestep: 987 would become 988.
+        for embedder in (self.transformer.x_embedder, self.transformer.context_embedder):
+            embedder.register_forward_hook(lambda module, args, y: y.float())
         self.velocity = self.transformer  # what the loss calls: replaced by the compiled transformer in training
 
-    def forward(self, x: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor, pads: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor, pads: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """v(x, sigma) for x (B, T, C), sigma (B,), ids as `text.token_ids` gives them, pads as `PadWeights.draw`."""
         in_t5, in_transformer = pads
         side = int(x.shape[1] ** 0.5)
@@ -70,7 +76,9 @@ class Scenes:
         latents = load_file(folder / "latents.safetensors")["latents"]
         return cls(latents, *text.token_ids(*tokenizers, captions), empty=text.token_ids(*tokenizers, [""]))
 
-    def batches(self, size: int, caption_dropout: float, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(
+        self, size: int, caption_dropout: float, rng: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Shuffled passes over the scenes; each caption is emptied with probability `caption_dropout`."""
         while True:
             for ids in torch.randperm(len(self.latents), generator=rng).split(size):
@@ -101,7 +109,7 @@ def train(model: Model, scenes: Scenes, p: dict) -> Iterator[tuple[float, Model]
         noise = torch.randn(x_0.shape, generator=rng)
         sigma = torch.sigmoid(p["sigma_mean"] + p["sigma_std"] * torch.randn(len(x_0), generator=rng))
         x = torch.lerp(x_0, noise, sigma[:, None, None])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
             v = model(x, sigma, clip_ids, t5_ids, pads.draw(len(x)))
         loss = nn.functional.mse_loss(v.float(), noise - x_0)
         if not loss.isfinite():

@@ -1,13 +1,18 @@
 """A folder with all that an evaluation reads, made from random weights: a tiny teacher, a bundle, control adapters."""
 
+import random
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline import adapters, artifacts, backbones, controls, export, params, partition
+from pipeline.evaluation.arms import Arm
+from pipeline.evaluation.samples import Shard
 from pipeline.params import Params
+from pipeline.scenes import captions, renderer
 from tests.tiny import make_tiny_flux
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
@@ -64,3 +69,20 @@ def _adapters(backbone, settings: Params, folders: Iterable[tuple[str, Path]]) -
             for key, tensor in state.items()
         }
         adapters.save(folder, state, config)
+
+
+FAULTS = {"teacher": 0.05, "base_guided": 0.1, "student": 0.2, "official": 1.0}  # share of wrong images, else FAULT
+FAULT = 0.5
+
+
+def drawn_images(arm: Arm, shard: Shard) -> np.ndarray:
+    """Stands in for a model: the rendered scene of each caption, by arm more or less often another one, under noise."""
+    images = []
+    for prompt, seed in zip(shard.prompts, shard.seeds, strict=True):
+        share = FAULTS.get(arm.name, FAULT)
+        wrong = random.Random(f"{arm.name} {prompt} {seed}").random() < share
+        caption = captions.parse("four rings on black" if wrong else prompt)
+        scene = renderer.render(renderer.layout(caption, random.Random(seed)))
+        noise = np.random.default_rng(seed).normal(0, 10 * share, scene.shape)
+        images.append(np.clip(scene + noise, 0, 255).astype(np.uint8))
+    return np.stack(images)

@@ -67,7 +67,7 @@ def server(tmp_path_factory):
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
         uri = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not _healthy(uri):
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the MLflow server did not start:\n{(folder / 'log').read_text()}")
@@ -187,7 +187,7 @@ def test_four_registrations_at_once_on_a_fresh_database_make_one_version(fresh_p
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    ended = [(*process.communicate(timeout=300), process.returncode) for process in started]
+    ended = [(*process.communicate(timeout=900), process.returncode) for process in started]
     assert [code for _, _, code in ended] == [0, 0, 0, 0], ended
     parents, children = runs()
     assert len(parents) == 4 and len(children) == 12
@@ -311,7 +311,7 @@ def test_promote_sets_the_champion(project):
 def test_promote_refuses_below_the_threshold_unless_forced(project, retention):
     write_evaluation(project, retention)
     registry.register(params.load())
-    with pytest.raises(ValueError, match=rf"{NAME} version 1 keeps (0.890|nan) of .* register.min_retention asks for 0.9"):
+    with pytest.raises(ValueError, match=rf"{NAME} version 1 keeps (0.890|nan) .*register.min_retention asks for 0.9"):
         registry.promote(params.load(), "1")
     with pytest.raises(ConnectionError, match="champion"):
         registry.find(tracking.connect(), f"models:/{NAME}@champion")
@@ -335,7 +335,7 @@ def test_register_with_the_server_down_is_one_sentence(fresh_project, monkeypatc
         text=True,
         check=False,
     )
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60  # the client alone would try for minutes
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "Error: register: no MLflow server answers at http://127.0.0.1:9: start it, or unset MLFLOW_TRACKING_URI"

@@ -95,7 +95,7 @@ def test_a_server_that_is_down_is_one_sentence_at_once():
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=rf"no MLflow server answers at http://127.0.0.1:{port}: start it"):
         tracking.connect(f"http://user:secret@127.0.0.1:{port}")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # the client alone would try for minutes
 
 
 def test_a_server_that_never_answers_is_one_sentence(monkeypatch):
@@ -135,11 +135,11 @@ with tracking.locked():
 
 
 def test_mlflow_is_imported_on_connection_only():
-    program = "import sys, pipeline.tracking, pipeline.registry; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+    program = "import sys, pipeline.tracking, pipeline.registry; print({'mlflow', 'torch'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True) == "set()\n"
 
 
 def test_no_other_module_imports_mlflow():
     modules = [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")]
-    importing = [path.name for path in modules if "import mlflow" in path.read_text() or "from mlflow" in path.read_text()]
-    assert importing == ["tracking.py"]
+    words = ("import mlflow", "from mlflow")
+    assert [path.name for path in modules if any(word in path.read_text() for word in words)] == ["tracking.py"]

@@ -135,7 +135,7 @@ RECIPES = (
     ),
     Recipe(
         "base_guided_equal_cost",
-        "Base, guided, equal cost",
+        "Base, equal cost",
         "The student's forwards, spent for free on half as many guided steps.",
         _even(_equal_cost_steps),
         _teacher_scale,

@@ -152,7 +152,7 @@ class Comparison:
         failed = []
         if self.exam.judge is not None:
             failed = np.flatnonzero(measured[REFERENCE].passed & ~measured[PRODUCT].passed)[:MAX_FAILURES].tolist()
-        titles = {arm.name: arm.title for arm in self.arms}
+        titles = {arm.name: f"{arm.title}\n{arm.nfe} forwards" for arm in self.arms}
         sections = {name: value for name, value in asdict(self.params).items() if name not in HIDDEN_SECTIONS}
         sigmas = inputs.backbone.schedule(self.params.teacher.height, self.params.teacher.width).sigmas(
             schedule.base_levels(self.params.teacher.steps)
@@ -203,6 +203,7 @@ def write(folder: Path, comparison: Comparison, metrics: dict, measured: Mapping
         measured: By arm.
     """
     content = comparison.content(metrics, measured)
+    page = report.page(content)
     exam, seed = comparison.exam, comparison.params.evaluation.seed
     frames = {
         "arms.csv": results.arms_frame(metrics["arms"]),
@@ -215,5 +216,5 @@ def write(folder: Path, comparison: Comparison, metrics: dict, measured: Mapping
     with artifacts.atomic_file(folder / "grid.png") as partial:
         grid(content.titles, content.side_by_side).save(partial, "PNG", optimize=True)
     with artifacts.atomic_file(folder / "report.html") as partial:
-        partial.write_text(report.page(content), encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
     artifacts.write_json(folder / "metrics.json", metrics)

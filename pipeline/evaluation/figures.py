@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.evaluation.markup import tag, text
 
 LABEL_GAP = 14  # px between the baselines of neighbouring labels
-WIDTH = 640  # px
+WIDTH = 520  # px
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 44  # px, margins
 LABELS = 114  # px to the right of a chart whose lines are labelled at their ends
 
@@ -101,7 +101,7 @@ def over_nfe(
         y_text: How ticks of y are written.
         log: Whether y is logarithmic; values are above 0 then.
     """
-    height = 380
+    height = 360
     values = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
     low, high = (min(values) / 1.4, max(values) * 1.4) if log else (0.0, max(*values, 1e-9) * 1.06)
     costs = sorted({p.x for p in points})
@@ -195,7 +195,7 @@ def snr_over_steps(snr: Sequence[float], slow: Sequence[int], fast: Sequence[int
 
 def bar(value: float, low: float, high: float, kind: str, full: float) -> str:
     """A bar from 0 to `value` of `full` with its interval and a line at 1, to stand in a table cell."""
-    width, height = 150, 16
+    width, height = 100, 16
     x = Axis(0, full, 0, width)
     parts = (
         tag("rect", css="track", x=0, y=5, width=width, height=6, rx=3),

@@ -39,7 +39,7 @@ def _shot(title: str, image: np.ndarray, passed: bool | None, caption: str) -> s
         "img",
         css="pixels" if max(height, width) <= SMALL else None,
         src=data_uri(image),
-        alt=f"{title}: {caption}{heard}",
+        alt=f"{title.splitlines()[0]}: {caption}{heard}",
         width=width,
         height=height,
     )

@@ -13,17 +13,17 @@ def text(value: object) -> str:
     return escape(str(value), quote=True)
 
 
-def tag(name: str, *children: str, css: str | None = None, **attributes: object) -> str:
+def tag(element: str, /, *children: str, css: str | None = None, **attributes: object) -> str:
     """An element.
 
     Args:
-        name: Of the element.
+        element: Its name.
         children: Markup inside; plain words go through `text` first.
         css: The class attribute.
         attributes: Other attributes, underscores for hyphens; floats are written with one decimal, True as a bare name,
             None not at all.
     """
-    parts = [name]
+    parts = [element]
     for key, value in {"class": css, **attributes}.items():
         key = key.rstrip("_").replace("_", "-")
         if value is True:
@@ -31,9 +31,9 @@ def tag(name: str, *children: str, css: str | None = None, **attributes: object)
         elif value is not None:
             parts.append(f'{key}="{text(f"{value:.1f}" if isinstance(value, float) else value)}"')
     head = " ".join(parts)
-    if name in VOID:
+    if element in VOID:
         return f"<{head}/>"
-    return f"<{head}>{''.join(children)}</{name}>"
+    return f"<{head}>{''.join(children)}</{element}>"
 
 
 def table(label: str, heads: Sequence[Sequence[str]], rows: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 SSIM_SIGMA = 1.5  # pixels, width of the Gaussian window
 SSIM_WINDOW = 11  # taps of the window, 3.5 sigma to each side
@@ -66,17 +65,22 @@ def ssim(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
         raise ValueError(f"ssim needs images of at least {SSIM_WINDOW} pixels a side, got {images.shape[1:3]}")
     offset = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-(offset**2) / (2 * SSIM_SIGMA**2))
-    window = (window / window.sum()).float()
+    window = (window / window.sum()).tolist()
     c1, c2 = SSIM_K1**2, SSIM_K2**2
 
     def blur(planes: torch.Tensor) -> torch.Tensor:
-        planes = F.conv2d(planes, window.view(1, 1, -1, 1))
-        return F.conv2d(planes, window.view(1, 1, 1, -1))
+        for dim in (1, 2):  # shifted sums: many times faster on a CPU than a convolution of single channels
+            length = planes.shape[dim] - SSIM_WINDOW + 1
+            total = window[0] * planes.narrow(dim, 0, length)
+            for tap in range(1, SSIM_WINDOW):
+                total.add_(planes.narrow(dim, tap, length), alpha=window[tap])
+            planes = total
+        return planes
 
     values = np.empty(len(images))
     for i in range(0, len(images), CHUNK):
         x, y = (
-            torch.from_numpy(np.ascontiguousarray(a[i : i + CHUNK])).permute(0, 3, 1, 2).flatten(0, 1)[:, None] / 255
+            torch.from_numpy(np.ascontiguousarray(a[i : i + CHUNK])).permute(0, 3, 1, 2).flatten(0, 1) / 255
             for a in (images, reference)
         )
         mean_x, mean_y = blur(x), blur(y)
@@ -86,7 +90,7 @@ def ssim(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
         variances = blur(x * x + y * y) - centre_x**2 - centre_y**2
         quality = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
         quality = quality / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
-        values[i : i + CHUNK] = quality.mean(dim=(1, 2, 3)).view(-1, 3).mean(dim=1).double().numpy()
+        values[i : i + CHUNK] = quality.mean(dim=(1, 2)).view(-1, 3).mean(dim=1).double().numpy()
     return values
 
 

@@ -15,6 +15,7 @@ SMALL = 128  # pixels a side, up to which images are stored without loss and sho
 TILE = 128  # pixels a side of an image in the grid
 GAP = 10  # pixels between images in the grid
 TEXT = 26  # pixels of a caption line
+HEAD = 40  # pixels of the titles
 INK, PAPER, GOOD, BAD = (28, 27, 26), (251, 250, 248), (15, 123, 82), (190, 40, 40)
 
 
@@ -49,7 +50,7 @@ def grid(titles: Sequence[str], rows: Sequence[Row]) -> Image.Image:
     """Prompts down, arms across, a caption over every row and a pass mark under every image.
 
     Args:
-        titles: One per arm.
+        titles: One per arm, of one or two lines.
         rows: One per prompt, an image per arm.
 
     Raises:
@@ -60,13 +61,13 @@ def grid(titles: Sequence[str], rows: Sequence[Row]) -> Image.Image:
             raise ValueError(f"every row needs {len(titles)} images, got {len(row.images)} for {row.caption!r}")
     row_height = TEXT + TILE + GAP
     width = GAP + len(titles) * (TILE + GAP)
-    canvas = Image.new("RGB", (width, TEXT + GAP + len(rows) * row_height), PAPER)
+    canvas = Image.new("RGB", (width, HEAD + GAP + len(rows) * row_height), PAPER)
     draw = ImageDraw.Draw(canvas)
     bold, plain = ImageFont.load_default(13), ImageFont.load_default(12)
     for column, title in enumerate(titles):
-        draw.text((GAP + column * (TILE + GAP), GAP), title, INK, bold)
+        draw.multiline_text((GAP + column * (TILE + GAP), GAP), title, INK, bold, spacing=2)
     for i, row in enumerate(rows):
-        top = TEXT + GAP + i * row_height
+        top = HEAD + GAP + i * row_height
         draw.text((GAP, top + 5), _fit(row.caption, plain, width - 2 * GAP), INK, plain)
         for column, image in enumerate(row.images):
             left = GAP + column * (TILE + GAP)

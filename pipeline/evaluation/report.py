@@ -19,6 +19,7 @@ GOOD, FAIR = 0.95, 0.80  # retention from which a figure is shown as good, or as
 GUIDED_CURVE = (REFERENCE, "base_guided", "base_guided_equal_cost")  # the same guided model at three costs
 LOSS_STYLES = {"slow": "slow", "fast": "fast", "single": "base"}  # colours of the loss curves, else the teacher's
 DASH = "–"
+NARROW = "\u202f"  # a space at which no line breaks
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def grade(ratio: float) -> str:
 
 def percent(ratio: float | None) -> str:
     """A ratio as percent with one decimal, or a dash."""
-    return DASH if ratio is None else f"{100 * ratio:.1f} %"
+    return DASH if ratio is None else f"{100 * ratio:.1f}{NARROW}%"
 
 
 def _between(low: float, high: float) -> str:
@@ -117,7 +118,7 @@ def _headline(content: Content) -> str:
     kept = (_fixed(student["ssim"], 3), "SSIM to the teacher's images, mean over prompts")
     if student["retention"] is not None:
         interval = _between(student["retention_low"], student["retention_high"])
-        kept = (percent(student["retention"]), f"of the teacher's checker score kept (95 % interval {interval})")
+        kept = (percent(student["retention"]), f"of the teacher's checker score kept (95{NARROW}% interval {interval})")
     numbers = (
         kept,
         (f"{student['speedup_batch1']:.1f}×", "as fast as the teacher, end to end, one image at a time"),
@@ -171,7 +172,7 @@ def _arms(content: Content) -> str:
             percent(row["score"]),
             _fixed(row["psnr"], 1),
             _fixed(row["ssim"], 3),
-            _fixed(row["fd_scenes"], 2),
+            DASH if row["fd_scenes"] is None else figures.number(row["fd_scenes"]),
             _fixed(row["diversity"], 2),
             f"{row['speedup_batch1']:.1f}×",
         )
@@ -180,10 +181,10 @@ def _arms(content: Content) -> str:
     heads = [column("Arm", css="text"), *(column(name) for name in names)]
     note = _note(
         "Retention is an arm's checker score over the teacher's, with 95 % intervals from a paired bootstrap over"
-        " prompts; the line in the bars is the teacher. PSNR and SSIM compare with the teacher's image of the same prompt and"
-        " noise. fd_scenes is a Fréchet distance to the teacher's images over colour, outline and sharpness statistics:"
-        " not FID, and lower is better. Diversity is the spread over seeds of one prompt as a ratio to the teacher's."
-        " Speed-up is end to end at batch 1."
+        " prompts; the line in the bars is the teacher. PSNR and SSIM compare with the teacher's image of the same"
+        " prompt and noise. fd_scenes is a Fréchet distance to the teacher's images over colour, outline and"
+        " sharpness statistics: not FID, and lower is better. Diversity is the spread over seeds of one prompt as"
+        " a ratio to the teacher's. Speed-up is end to end at batch 1."
     )
     return _section("Every arm", note, table("Every arm", [heads], rows))
 
@@ -198,7 +199,7 @@ def _quality(content: Content) -> str:
         ]
         title = "Retention of the checker score over forwards per image"
         chart = figures.over_nfe(points, curve, "retention", title, figures.percent)
-        cards.append(_card(chart, "Up and left is better. The dashed line is the guided model in fewer steps."))
+        cards.append(_card(chart, "Up and left is better. Dashed: the guided model in fewer steps."))
     points = [
         Point(row["nfe"], row["fd_scenes"], titles[name], kind(name))
         for name, row in metrics.items()
@@ -234,10 +235,10 @@ def _speed(content: Content) -> str:
         [column(name) for _ in parts for name in ("ms", "speed-up")],
     ]
     note = _note(
-        f"Medians of {metrics['latency_repeats']} repeats in one run with the arms interleaved, on {metrics['device']}."
-        " End to end is text encoding, denoising loop and decoding; loop is the denoising alone. Adapters are fused into"
-        " the weights. A guided step is two forwards, one after the other, as in the stock pipeline. Times are for a"
-        " whole batch."
+        f"Medians over {metrics['latency_repeats']} timings per arm, interleaved in one run on {metrics['device']}."
+        " End to end is text encoding, denoising loop and decoding; loop is the denoising alone. Adapters are"
+        " fused into the weights. A guided step is two forwards, one after the other, as in the stock pipeline."
+        " Times are for a whole batch."
     )
     return _section("Speed", note, table("Speed", heads, rows))
 
@@ -303,7 +304,8 @@ def _training(content: Content) -> str:
 
 
 def _provenance(content: Content) -> str:
-    entries = (tag("dt", text(name)) + tag("dd", tag("code", text(words))) for name, words in content.provenance.items())
+    items = content.provenance.items()
+    entries = (tag("dt", text(name)) + tag("dd", tag("code", text(value))) for name, value in items)
     params = tag("pre", text(json.dumps(content.params, indent=2)), tabindex=0)
     return _section(
         "Provenance",

@@ -38,7 +38,8 @@ def proportion(passed: np.ndarray) -> Estimate:
     p = float(np.mean(passed))
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return Estimate(p, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+    low, high = float(centre - half), float(centre + half)
+    return Estimate(p, min(low, p) if p else 0.0, max(high, p) if p < 1 else 1.0)  # rounding puts 0 and 1 outside
 
 
 def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.numpy import load
 from torch import Tensor
 
 from pipeline import artifacts, guidance, sampling
@@ -165,7 +165,7 @@ class Store:
         """A shard's images, uint8 (B, H, W, 3), from disk if they are there; an unreadable file is made again."""
         path = self.path(arm, shard)
         try:
-            return load_file(path)["images"].numpy()
+            return load(path.read_bytes())["images"]
         except (FileNotFoundError, SafetensorError):
             images = self.make(arm, shard)
         artifacts.save_safetensors(path, {"images": torch.from_numpy(np.ascontiguousarray(images))})

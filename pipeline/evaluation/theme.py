@@ -10,7 +10,7 @@ CSS = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:40px 20px 80px}
+main{max-width:1120px;margin:0 auto;padding:40px 20px 80px}
 h1{font-size:clamp(1.7rem,4.5vw,2.6rem);line-height:1.15;letter-spacing:-.02em;margin:0 0 10px;text-wrap:balance}
 h2{font-size:1.35rem;letter-spacing:-.01em;margin:56px 0 6px}
 h3{font-size:1rem;margin:22px 0 6px}
@@ -29,8 +29,8 @@ font:700 13px/21px system-ui}
 .verdicts .open::before{content:"\\2248";background:var(--mid);color:var(--mid-ink)}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:14px;background:var(--card)}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:9px 12px;text-align:right;border-top:1px solid var(--line);white-space:nowrap}
-thead th{border-top:0;color:var(--soft);font-weight:600;font-size:.8rem;vertical-align:bottom}
+th,td{padding:9px 9px;text-align:right;border-top:1px solid var(--line);white-space:nowrap}
+thead td{border-top:0}thead th{border-top:0;color:var(--soft);font-weight:600;font-size:.8rem;vertical-align:bottom}
 th[scope=row],td.text,th.text{text-align:left}th[scope=row]{font-weight:600}
 th[scope=row] small{display:block;font-weight:400;color:var(--soft);white-space:normal;max-width:34ch;
 line-height:1.35}
@@ -51,15 +51,15 @@ svg .teacher{--c:var(--teacher)}svg .base{--c:var(--base)}svg .student{--c:var(-
 svg .control{--c:var(--control)}
 svg .slow{--c:var(--slow)}svg .fast{--c:var(--fast)}svg .dot,svg .fill{fill:var(--c)}
 svg .interval,svg .loss{stroke:var(--c)}
-svg text.mark{fill:var(--c,var(--ink));font-weight:600}
-svg.bar{width:150px;height:16px;display:inline-block;vertical-align:middle}.bar .track{fill:var(--line)}
+svg text.mark{fill:var(--c,var(--ink));font-weight:600;paint-order:stroke;stroke:var(--card);stroke-width:4px}
+svg.bar{width:100px;height:16px;display:inline-block;vertical-align:middle}.bar .track{fill:var(--line)}
 .bar .fill{opacity:.55}
 .bar .one{stroke:var(--ink);stroke-width:1;opacity:.6}
 .gallery{display:grid;gap:14px}.shots{display:grid;gap:10px;grid-template-columns:repeat(var(--n),minmax(0,1fr))}
 .shots figure{position:relative;text-align:center}
-.shots img{width:100%;aspect-ratio:var(--ratio,1);border-radius:8px;display:block;background:var(--line)}
+.shots img{width:100%;height:auto;aspect-ratio:var(--ratio,1);border-radius:8px;display:block;background:var(--line)}
 .shots img.pixels{image-rendering:pixelated}
-.shots figcaption{font-size:.78rem;margin-top:4px}
+.shots figcaption{white-space:pre-line;line-height:1.3;font-size:.78rem;margin-top:4px}
 .verdict{position:absolute;right:6px;top:6px;width:22px;height:22px;border-radius:50%;font:700 13px/22px system-ui}
 .verdict.yes{background:#0f7b52;color:#fff}.verdict.no{background:#be2828;color:#fff}
 .row{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:12px 14px 10px}

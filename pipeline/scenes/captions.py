@@ -66,7 +66,7 @@ class Caption:
 
 def _phrase(subject: Subject) -> str:
     number = next(word for word, count in COUNTS.items() if count == subject.count)
-    plural = "s" if subject.count > 1 and subject.shape != "cross" else "es" if subject.count > 1 else ""
+    plural = "" if subject.count == 1 else "es" if subject.shape == "cross" else "s"
     return " ".join(filter(None, (number, subject.color, subject.shape + plural)))
 
 

@@ -102,10 +102,8 @@ def outline(shape: str) -> tuple[tuple[float, float], ...]:
             points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a),
                       (-a, -a)]  # fmt: skip
         case "heart":
-            points = [
-                (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16)
-                for t in turn
-            ]
+            heights = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turn]
+            points = [(math.sin(t) ** 3, -height / 16) for t, height in zip(turn, heights, strict=True)]
         case "diamond":
             points = [(0, -1.05), (0.72, 0), (0, 1.05), (-0.72, 0)]
         case _:

@@ -1,0 +1,155 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pipeline import backbones, cli, tracking
+from pipeline.artifacts import dvc_root
+from pipeline.export import Bundle, bundle_digest
+from pipeline.export import generate as reference
+from tests.published import ROOT, write_bundle, write_project
+from tests.tiny import make_tiny_flux
+
+NAME = "glance-scenes"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_tiny_flux(tmp_path_factory.mktemp("base") / "teacher")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, base):
+    """A finished project whose bundle belongs to a tiny teacher, as the working directory."""
+    for name in (*tracking.ENVIRONMENT, "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+        monkeypatch.setenv(name, "")  # so that what connect sets is taken back
+        monkeypatch.delenv(name)
+    root = write_project(tmp_path / "project")
+    write_bundle(root / "artifacts/bundle", base_model="artifacts/teacher", base_digest=backbones.digest(base))
+    (root / "artifacts/teacher").symlink_to(base)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    return root
+
+
+def glance(*arguments):
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def refused(*arguments):
+    """What a command that must fail says: one sentence, no traceback."""
+    done = glance(*arguments)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_help_imports_nothing_heavy():
+    program = """
+import sys
+from click.testing import CliRunner
+from pipeline import cli
+assert CliRunner().invoke(cli.main, ["--help"]).exit_code == 0
+assert CliRunner().invoke(cli.main, ["generate", "--help"]).exit_code == 0
+print({"torch", "diffusers", "mlflow", "pandas", "numpy", "matplotlib"} & set(sys.modules))
+"""
+    assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True) == "set()\n"
+
+
+def test_generate_writes_an_image_per_prompt_from_seeds_that_count_up(project, base):
+    (project / "more.txt").write_text("\ntwo stars\n")
+    done = glance("generate", "a red star", "--prompts-file", "more.txt", "--seed", 5, "--out", "pictures", "--grid")
+    assert done.exit_code == 0, done.output
+    files = ["pictures/000-a-red-star.png", "pictures/001-two-stars.png", "pictures/grid.png"]
+    assert done.stdout.splitlines() == files
+    assert sorted(path.as_posix() for path in Path("pictures").iterdir()) == files
+    expected = reference(
+        backbones.load(base, "cpu"), Bundle.load("artifacts/bundle"), ["a red star", "two stars"], [5, 6]
+    ).numpy()
+    for file, image in zip(files, expected, strict=False):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
+    np.testing.assert_array_equal(np.asarray(Image.open(files[2])), np.concatenate(expected, axis=1))
+
+
+def test_generate_writes_one_file(project):
+    done = glance("generate", "a red star", "--out", "one.png")
+    assert done.exit_code == 0, done.output
+    assert Image.open("one.png").size == (64, 64)
+
+
+def test_generate_takes_a_version_of_the_registry(project):
+    assert glance("register").exit_code == 0
+    done = glance("generate", "a red star", "--bundle", f"models:/{NAME}@candidate", "--out", "registry.png")
+    assert done.exit_code == 0, done.output
+    assert glance("generate", "a red star", "--out", "folder.png").exit_code == 0
+    assert Path("registry.png").read_bytes() == Path("folder.png").read_bytes()
+    assert len(list((dvc_root() / ".glance/bundles").iterdir())) == 1
+
+
+def test_generate_refuses_another_base(project, tmp_path_factory):
+    other = make_tiny_flux(tmp_path_factory.mktemp("other") / "teacher", seed=1)
+    line = refused("generate", "a star", "--teacher", other)
+    assert line.startswith(f"Error: artifacts/bundle was made for another model than {other}: sha256:")
+    assert not Path("images").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "generate needs at least one prompt, as an argument or in --prompts-file"),
+        (["--prompts-file", "empty.txt"], "in --prompts-file; empty.txt is empty"),
+        (["--prompts-file", "nowhere.txt"], "No such file or directory: nowhere.txt"),
+        (["a star", "--out", "image.jpg"], "--out must be a folder or a .png file, got image.jpg"),
+        (["a star", "--bundle", "nowhere"], "nowhere is no bundle"),
+        (["a star", "--teacher", "nowhere"], "the base model nowhere is not here"),
+        (["a star", "--bundle", "models:/a/b/c"], "a version is named models:/name@alias"),
+    ],
+)
+def test_generate_says_what_is_wrong(project, arguments, message):
+    Path("empty.txt").write_text("\n \n")
+    assert message in refused("generate", *arguments)
+
+
+def test_register_promote_pull(project):
+    done = glance("register")
+    assert done.exit_code == 0 and done.stdout.startswith(f"{NAME} version 1 (run "), done.output
+    assert glance("register").stdout.startswith(f"{NAME} version 1 has these bytes already")
+    assert glance("promote").stdout == f"{NAME} version 1 is champion (retention 97.0 %)\n"
+    assert glance("pull", f"models:/{NAME}@champion").stdout == f"{NAME}-champion\n"
+    assert bundle_digest(f"{NAME}-champion") == bundle_digest("artifacts/bundle")
+    assert glance("pull", f"models:/{NAME}/1", "--out", "here").stdout == "here\n"
+
+
+def test_promote_below_the_threshold_needs_force(project):
+    write_project(project, retention=0.5)
+    assert glance("register").exit_code == 0
+    assert refused("promote") == (
+        f"Error: {NAME} version 1 keeps 0.500 of the teacher's score, register.min_retention asks for 0.9: "
+        "train a better one, or promote it with --force"
+    )
+    assert glance("promote", "--force").stdout == f"{NAME} version 1 is champion (retention 50.0 %)\n"
+
+
+@pytest.mark.parametrize("command", [["pull", "models:/a@b"], ["promote"], ["register"]])
+def test_a_server_that_is_down_is_one_sentence(project, monkeypatch, command):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert refused(*command).startswith("Error: no MLflow server answers at http://127.0.0.1:9")
+
+
+def test_doctor_shows_what_is_wrong_with_the_mend_and_fails(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    done = glance("doctor")
+    assert done.exit_code == 1
+    assert "ok   teacher: sha256:" in done.stdout
+    assert "FAIL registry: no MLflow server answers" in done.stdout
+    assert "     mend: start the server, or correct or unset MLFLOW_TRACKING_URI" in done.stdout
+    assert "checks failed" in done.stderr
+
+
+def test_a_grid_is_filled_row_by_row():
+    images = [np.full((2, 2, 3), value, dtype=np.uint8) for value in (1, 2, 3)]
+    assert cli.tile(images)[::2, ::2, 0].tolist() == [[1, 2], [3, 0]]

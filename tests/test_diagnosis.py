@@ -1,0 +1,88 @@
+import json
+import subprocess
+from importlib import metadata
+
+import pytest
+
+from pipeline import backbones, diagnosis
+from tests.published import write_project
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """A finished project that is no git repository."""
+    root = write_project(tmp_path / "project")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return root
+
+
+def wrong(finding, text):
+    """Is this the finding, with a mend?"""
+    return not finding.ok and text in finding.text and finding.mend
+
+
+def test_git_and_commit(monkeypatch):
+    assert wrong(diagnosis.git(), "is not in a git repository")
+    assert wrong(diagnosis.commit(), "there is no commit yet")
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert diagnosis.git().ok
+    assert wrong(diagnosis.commit(), "there is no commit yet")
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "start"], check=True)
+    assert diagnosis.commit().ok
+    monkeypatch.setenv("PATH", "")
+    assert wrong(diagnosis.git(), "git is not installed")
+    assert wrong(diagnosis.commit(), "there is no commit yet")
+
+
+def test_dvc(project):
+    assert wrong(diagnosis.dvc(), "DVC is not initialised")
+    (project / ".dvc").mkdir()
+    assert wrong(diagnosis.dvc(), "dvc.yaml is missing")
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    assert diagnosis.dvc().ok
+
+
+def test_packages(monkeypatch):
+    required = ["click>=1", 'colorama>=99; sys_platform == "none"', "pytest>=99; extra == 'test'"]
+    monkeypatch.setattr(metadata, "requires", lambda name: required)
+    assert diagnosis.packages() == diagnosis.Finding(True, "1 in range")
+    required += ["click<1", "no-such-package-at-all"]
+    version = metadata.version("click")
+    assert wrong(diagnosis.packages(), f"click {version} is not <1; no-such-package-at-all is missing")
+
+    def not_found(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", not_found)
+    assert wrong(diagnosis.packages(), "glance-pipeline is not installed")
+
+
+def test_parameters(project):
+    assert diagnosis.parameters().ok
+    (project / "params.yaml").write_text("teacher: 3\n")
+    assert wrong(diagnosis.parameters(), "trajectories is missing from params.yaml")
+    assert wrong(diagnosis.teacher(), "params.yaml does not say where it is")
+
+
+def test_teacher(project, monkeypatch):
+    assert wrong(diagnosis.teacher(), "artifacts/teacher is missing")
+    (project / "artifacts/teacher").mkdir()
+    assert wrong(diagnosis.teacher(), "artifacts/teacher/transformer")
+    (project / "artifacts/teacher/transformer").mkdir()
+    (project / "artifacts/teacher/transformer/config.json").write_text("{}")
+    assert wrong(diagnosis.teacher(), "the bundle in artifacts/bundle was made for sha256:000")
+    digest = backbones.digest("artifacts/teacher")
+    (project / "artifacts/bundle/glance.json").write_text(json.dumps({"base_digest": digest}))
+    assert diagnosis.teacher() == diagnosis.Finding(True, f"{digest[:19]}, as in the bundle")
+    (project / "artifacts/bundle").rename(project / "elsewhere")
+    assert diagnosis.teacher() == diagnosis.Finding(True, f"{digest[:19]}, no bundle yet")
+
+
+def test_registry(project, monkeypatch):
+    assert diagnosis.registry().ok and not (project / ".glance").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    assert wrong(diagnosis.registry(), "no MLflow server answers at http://127.0.0.1:9")

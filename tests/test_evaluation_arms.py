@@ -1,0 +1,122 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.evaluation import arms, latency
+from pipeline.evaluation.latency import Work
+from pipeline.schedule import Schedule
+
+SETTING = arms.Setting(
+    schedule=Schedule(mu=0.5),
+    teacher_steps=50,
+    slow_u=(1.0, 0.94, 0.88),
+    fast_u=(0.8, 0.64, 0.48, 0.32, 0.16),
+    teacher_scale=3.0,
+    student_scale=1.0,
+    controls=("single", "official"),
+)
+
+
+def by_name(setting=SETTING):
+    return {arm.name: arm for arm in arms.build(setting)}
+
+
+def test_every_arm_costs_what_it_is_compared_at():
+    assert {name: arm.nfe for name, arm in by_name().items()} == {
+        "teacher": 100,
+        "base_guided": 16,
+        "base_unguided": 8,
+        "base_guided_equal_cost": 8,
+        "student": 8,
+        "slow_only": 8,
+        "fast_only": 8,
+        "single": 8,
+        "swapped": 8,
+        "official": 8,
+    }
+
+
+def test_adapters_act_in_their_phase():
+    plans = {name: arm.plan.adapters for name, arm in by_name().items()}
+    assert plans["student"] == ("slow",) * 3 + ("fast",) * 5
+    assert plans["swapped"] == ("fast",) * 3 + ("slow",) * 5
+    assert plans["slow_only"] == ("slow",) * 8 and plans["fast_only"] == ("fast",) * 8
+    assert plans["single"] == ("single",) * 8
+    assert plans["official"] == ("official_slow",) * 3 + ("official_fast",) * 5
+    assert plans["teacher"] == (None,) * 50 and plans["base_unguided"] == (None,) * 8
+
+
+def test_base_arms_step_evenly_and_the_student_on_its_own_levels():
+    found = by_name()
+    u = torch.tensor([1, 0.75, 0.5, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(found["base_guided_equal_cost"].plan.sigmas, SETTING.schedule.sigmas(u))
+    torch.testing.assert_close(found["student"].plan.sigmas, SETTING.schedule.sigmas(SETTING.slow_u + SETTING.fast_u))
+    for arm in found.values():
+        assert arm.plan.sigmas[0] == 1 and arm.plan.sigmas[-1] == 0 and arm.question.endswith((".", "?"))
+
+
+def test_a_guided_student_is_met_at_its_own_cost():
+    found = by_name(replace(SETTING, student_scale=3.0))
+    assert found["student"].nfe == 16 and found["base_guided_equal_cost"].nfe == 16
+
+
+def test_an_unguided_teacher_takes_one_forward_a_step():
+    found = by_name(replace(SETTING, teacher_scale=1.0))
+    assert [found[name].nfe for name in ("teacher", "base_guided", "base_guided_equal_cost")] == [50, 8, 8]
+
+
+def test_a_student_of_one_forward_still_meets_a_guided_step():
+    assert by_name(replace(SETTING, slow_u=(), fast_u=(1.0,)))["base_guided_equal_cost"].steps == 1
+
+
+def test_controls_without_adapters_are_left_out():
+    assert "single" not in by_name(replace(SETTING, controls=("official",)))
+    assert not {"single", "official"} & by_name(replace(SETTING, controls=())).keys()
+
+
+def test_an_unknown_control_is_refused():
+    with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'twin'"):
+        arms.build(replace(SETTING, controls=("twin",)))
+
+
+class Clock:
+    """A clock that only moves when something takes its time."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def spend(self, seconds):
+        self.now += seconds
+
+
+def work(clock, encode_s, loop_s, decode_s, calls):
+    def part(name, seconds):
+        return lambda *given: (calls.append(name), clock.spend(seconds))
+
+    return Work(part("prepare", 100), part("encode", encode_s), part("loop", loop_s), part("decode", decode_s))
+
+
+def test_latency_is_the_median_of_loop_and_whole_without_the_preparation():
+    clock, calls = Clock(), []
+    seconds = iter([9.0, 1.0, 2.0, 60.0])  # the untimed round, then three timed ones
+    slow = Work(lambda: None, lambda n: None, lambda c: clock.spend(next(seconds)), lambda x: clock.spend(0.5))
+    found = latency.measure({"slow": slow, "fast": work(clock, 0.1, 0.2, 0.3, calls)}, 3, clock)
+    assert (found["slow"].loop_ms, found["slow"].total_ms) == pytest.approx((2000, 2500))
+    assert (found["fast"].loop_ms, found["fast"].total_ms) == pytest.approx((200, 600))
+    assert calls == ["prepare", "encode", "loop", "decode"] * 4
+
+
+def test_arms_take_turns_in_going_first():
+    clock, order, rounds = Clock(), [], []
+    works = {name: work(clock, 1, 1, 1, []) for name in "abc"}
+    works = {n: replace(w, prepare=lambda n=n: order.append(n)) for n, w in works.items()}
+    latency.measure(works, 3, clock, lambda: rounds.append(len(order)))
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab" and rounds == [3, 6, 9, 12]
+
+
+def test_latency_needs_a_repeat():
+    with pytest.raises(ValueError, match="evaluation.latency_repeats must be at least 1, got 0"):
+        latency.measure({}, 0, Clock())

@@ -1,0 +1,205 @@
+"""The page as a reader meets it: complete, self-contained, and in a real browser where there is one."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline import artifacts
+from pipeline.evaluation import comparison, figures, inputs, pictures, prompts, report
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.latency import Latency
+from pipeline.evaluation.markup import tag, text
+from tests.evaluation_case import drawn_images, make_artifacts, small_params
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """<script>document.title = JSON.stringify({
+images: document.images.length,
+loaded: [...document.images].every(i => i.complete && i.naturalWidth > 0 && i.clientHeight > 0),
+fits: document.documentElement.scrollWidth <= window.innerWidth,
+charts: [...document.querySelectorAll('svg[role=img]')].every(s => s.getBoundingClientRect().height > 50)})</script>"""
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its headings, and whether every element is closed."""
+
+    VOID = {"meta", "img"}
+
+    def __init__(self, markup):
+        super().__init__()
+        self.references, self.headings, self.images, self.open, self.scripts = [], [], [], [], 0
+        self.feed(markup)
+
+    def handle_starttag(self, name, attributes):
+        given = dict(attributes)
+        self.references += [given[key] for key in ("src", "href", "srcset", "data", "action", "poster") if key in given]
+        self.scripts += name == "script"
+        if name == "img":
+            self.images.append(given)
+        if name not in self.VOID:
+            self.open.append(name)
+
+    def handle_startendtag(self, name, attributes):
+        if name in self.VOID:
+            self.handle_starttag(name, attributes)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """artifacts/evaluation of drawn images, whose scores are known."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("report"))
+        patch.delenv("DVC_ROOT", raising=False)
+        settings = small_params(prompts=30, batch=16, grid_prompts=4)
+        make_artifacts(settings)
+        one = Comparison(inputs.read(settings), prompts.exam(None, 30, 0, 64, 64), settings)
+        one.store.make = drawn_images
+        measured = one.measure(lambda arm, images: None)
+        latencies = {b: {a.name: Latency(2.0 * a.nfe, 2.0 * a.nfe + 5) for a in one.arms} for b in (1, 16)}
+        metrics = one.metrics(measured, latencies)
+        comparison.write(artifacts.EVALUATION, one, metrics, measured)
+        yield artifacts.EVALUATION.resolve(), one, metrics, measured
+
+
+def test_the_page_is_whole_and_refers_to_nothing_outside_itself(evaluation):
+    folder, _, metrics, _ = evaluation
+    markup = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(markup)
+    assert page.open == [] and page.scripts == 0
+    assert page.references and all(reference.startswith("data:image/") for reference in page.references)
+    assert not re.search(r"url\(|@import|https?://|file:", markup)
+    sections = "Side by side, Every arm, Quality over cost, Speed, Where the student fails, Score per task, Training"
+    assert page.headings[1:] == [*sections.split(", "), "Provenance"]
+    failures = min(metrics["agreement"]["teacher_only"], comparison.MAX_FAILURES)
+    assert failures > 0 and len(page.images) == 4 * 5 + 3 * failures
+    assert all(image["alt"].endswith((", passes", ", fails")) for image in page.images)
+    assert f"{100 * metrics['arms']['student']['retention']:.1f}" in markup
+    assert metrics["bundle_digest"] in markup and metrics["teacher_digest"] in markup
+
+
+def test_a_browser_shows_the_page_without_sideways_scrolling(evaluation, tmp_path):
+    folder, *_ = evaluation
+    markup = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'name="viewport"' in markup and "prefers-color-scheme:dark" in markup and 'lang="en"' in markup
+    if BROWSER is None:
+        return  # the parser's test holds for the page's content
+    (tmp_path / "probed.html").write_text(markup.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    for width in (1280, 600):
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom"]
+        shown = subprocess.run(
+            [BROWSER, *flags, (tmp_path / "probed.html").as_uri()], capture_output=True, text=True, timeout=120
+        ).stdout
+        title = re.search(r"<title>(.*?)</title>", shown).group(1).replace("&quot;", '"')
+        assert '"loaded":true,"fits":true,"charts":true' in title, (width, title)
+
+
+def test_a_page_without_a_checker_says_so(evaluation):
+    _, one, metrics, measured = evaluation
+    content = one.content(metrics, measured)
+    unscored = {**metrics, "unscored": "the checker is out", "agreement": None, "tasks": {"teacher": {}}}
+    empty = {"score": None, "retention": None, "retention_low": None, "retention_high": None}
+    unscored["arms"] = {name: {**row, **empty} for name, row in metrics["arms"].items()}
+    rows = [pictures.Row(row.caption, row.images, None) for row in content.side_by_side]
+    changed = {**vars(content), "metrics": unscored, "side_by_side": rows, "failures": []}
+    page = Page(markup := report.page(report.Content(**changed)))
+    assert "No checker score: the checker is out." in markup
+    assert "Where the student fails" not in page.headings and "Score per task" not in page.headings
+    assert not any(image["alt"].endswith("passes") for image in page.images)
+
+    changed["metrics"] = {**unscored, "unscored": ""}
+    assert "No retention: the teacher passes no prompt." in report.page(report.Content(**changed))
+
+
+def test_tables_agree_with_the_metrics(evaluation):
+    folder, one, metrics, measured = evaluation
+    assert artifacts.read_json(folder / "metrics.json") == metrics
+    frame = pd.read_csv(folder / "arms.csv").set_index("arm")
+    assert frame.loc["student", "retention"] == pytest.approx(metrics["arms"]["student"]["retention"])
+    quality = pd.read_csv(folder / "quality_over_nfe.csv")
+    assert list(quality["nfe"]) == sorted(quality["nfe"]) and set(quality["arm"]) == set(metrics["arms"])
+    rows = pd.read_csv(folder / "prompts.csv")
+    assert len(rows) == 30 * len(one.arms)
+    of_student = rows[rows["arm"] == "student"]
+    assert of_student["passed"].mean() == metrics["arms"]["student"]["score"]
+    assert of_student["psnr"].mean() == pytest.approx(metrics["arms"]["student"]["psnr"], abs=1e-3)
+    assert of_student["caption"].tolist() == one.exam.prompts
+    per_task = of_student.groupby("task")["passed"].mean()
+    assert per_task["counting"] == metrics["tasks"]["student"]["counting"]["score"]
+
+
+def test_the_grid_is_a_picture_of_every_shown_prompt(evaluation):
+    folder, *_ = evaluation
+    with Image.open(folder / "grid.png") as picture:
+        assert picture.size == (10 + 5 * 138, 50 + 4 * 164)
+        pixels = np.asarray(picture)
+    assert pixels.std() > 20
+
+
+def test_a_grid_with_a_missing_image_is_refused():
+    row = pictures.Row("a star", [np.zeros((8, 8, 3), dtype=np.uint8)], None)
+    with pytest.raises(ValueError, match="every row needs 2 images, got 1 for 'a star'"):
+        pictures.grid(["Teacher", "Student"], [row])
+
+
+def test_large_images_are_shown_small():
+    image = np.random.default_rng(0).integers(0, 256, (1024, 512, 3), dtype=np.uint8)
+    assert pictures.data_uri(image).startswith("data:image/jpeg;base64,") and len(pictures.data_uri(image)) < 80_000
+    assert pictures.thumbnail(image).size == (128, 256)
+    grid = pictures.grid(["Teacher"], [pictures.Row("a very long caption " * 20, [image], [True])])
+    assert grid.size == (148, 50 + 164)
+
+
+def test_words_never_become_markup():
+    assert text('<b a="1">') == "&lt;b a=&quot;1&quot;&gt;"
+    assert tag("td", text("a < b"), css="x", data_row=1.25, hidden=None, open=True) == (
+        '<td class="x" data-row="1.2" open>a &lt; b</td>'
+    )
+    assert tag("img", alt='"quoted"') == '<img alt="&quot;quoted&quot;"/>'
+
+
+@pytest.mark.parametrize(
+    "low, high, log, ticks",
+    [
+        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 49, False, [0, 10, 20, 30, 40]),
+        (0.9, 60, True, [1, 2, 5, 10, 20, 50]),
+        (1e-4, 1e3, True, [1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100, 1000]),
+    ],
+)
+def test_axes_have_round_ticks(low, high, log, ticks):
+    axis = figures.Axis(low, high, 0, 100, log)
+    np.testing.assert_allclose(axis.ticks(), ticks)
+    assert axis(low) == pytest.approx(0) and axis(high) == pytest.approx(100)
+
+
+def test_numbers_are_short():
+    assert [figures.number(v) for v in (0, 0.25, 1234, 1e-5, 2e6)] == ["0", "0.25", "1.23e+03", "1e-5", "2e6"]
+
+
+def test_labels_keep_their_distance_within_the_chart():
+    moved = figures._apart([50, 51, 52, 99, 10], 14, 0, 100)
+    assert np.diff(sorted(moved)).min() >= 14 - 1e-9 and min(moved) >= 0 and max(moved) <= 100
+    assert np.argsort(moved).tolist() == [4, 0, 1, 2, 3]
+
+
+def test_a_chart_of_no_losses_is_refused():
+    with pytest.raises(ValueError, match="a chart of losses needs at least one loss above 0, got none"):
+        figures.losses([figures.Line([(0, 0.0)], "slow", "slow")], "losses")
+
+
+@pytest.mark.parametrize("value, css", [(1.01, "good"), (0.95, "good"), (0.9, "mid"), (0.5, "bad")])
+def test_retention_is_graded(value, css):
+    assert report.grade(value) == css
