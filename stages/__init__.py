@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,9 @@ from tqdm import tqdm
 from pipeline.params import Params, load
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PROMPTS = Path("prompts")  # the folder of prompt files that dvc.yaml lists
+
+log = logging.getLogger(__name__)
 
 
 def _interrupt(signum: int, frame: Any) -> None:
@@ -45,6 +49,7 @@ def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Comma
             try:
                 params = load()
                 _set_threads(params.runtime.threads)
+                _warn_of_unwatched_prompts(params)
                 function(params)
             except (ValueError, OSError) as error:
                 if traceback:
@@ -71,6 +76,15 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, what
     """A progress bar that says what is being done; in a log file it prints a line every ten seconds at most."""
     every = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(iterable, total=total, desc=what, unit=unit, mininterval=every, maxinterval=every, dynamic_ncols=True)
+
+
+def _warn_of_unwatched_prompts(params: Params) -> None:
+    for section, file in (
+        ("trajectories", params.trajectories.prompts_file),
+        ("evaluation", params.evaluation.prompts_file),
+    ):
+        if file is not None and not Path(file).resolve().is_relative_to(PROMPTS.resolve()):
+            log.warning("%s.prompts_file: DVC sees changes of files in %s/ only, not of %s", section, PROMPTS, file)
 
 
 def _set_threads(threads: int) -> None:

@@ -8,6 +8,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+CARD = Path(__file__).with_name("README.md")
+
 
 def assemble(autoencoder: Path, transformer: Path) -> FluxPipeline:
     """The pipeline of the trained parts, with FLUX.1-dev's own scheduler settings."""
@@ -39,10 +41,11 @@ def save(pipe: FluxPipeline, out: Path) -> None:
     pipe.transformer.to(torch.float16)
     pipe.vae.to(torch.float16)
     pipe.save_pretrained(out)
+    shutil.copy(CARD, out / "README.md")
 
 
 @click.command()
-@click.option("--autoencoder", type=click.Path(path_type=Path), default=Path("build/autoencoder"))
+@click.option("--autoencoder", type=click.Path(path_type=Path), default=Path("build/decoder"))
 @click.option("--transformer", type=click.Path(path_type=Path), default=Path("build/transformer"))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/teacher"))
 def main(autoencoder: Path, transformer: Path, out: Path) -> None:

@@ -115,13 +115,17 @@ def project(tmp_path_factory) -> Project:
     """The small project after one undisturbed `dvc repro`; its tests leave it as they found it."""
     temporary = tmp_path_factory.mktemp("project")
     project = make_project(temporary / "clone", temporary)
+    project.start_revision = project.succeed("git", "rev-parse", "HEAD").strip()
     project.first_output = project.succeed("dvc", "repro")
     project.commit("first run")
     return project
 
 
 @pytest.fixture(scope="session")
-def fresh_project(tmp_path_factory) -> Project:
-    """The small project before its first run."""
+def fresh_project(project, tmp_path_factory) -> Project:
+    """A git clone of the small project as it was before its first run."""
     temporary = tmp_path_factory.mktemp("fresh")
-    return make_project(temporary / "clone", temporary)
+    project.succeed("git", "clone", "--quiet", str(project.folder), str(temporary / "clone"))
+    fresh = Project(temporary / "clone", temporary)
+    fresh.succeed("git", "checkout", "--quiet", "-B", "main", project.start_revision)
+    return fresh

@@ -28,7 +28,7 @@ UNDER_WAY = {  # what shows that a stage is in the middle of its work
     "evaluate": ".glance/checkpoints/evaluate/*/*",
     "register": ".glance/mlflow.db",
 }
-PATIENCE_S = 180
+PATIENCE_S = 600
 
 
 def ran(output):
@@ -50,7 +50,7 @@ def interrupt(project, stage, number):
         assert time.monotonic() < end, f"{stage} did not get under way"
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     return process.returncode, output
 
 

@@ -65,7 +65,7 @@ def test_ctrl_c_exits_130_without_a_traceback(project, where):
     process = start(project, **({"body": "pass"} | {where: pause}))
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert error == "interrupted: nothing is recorded, the next `dvc repro` goes on from here\n"
 
@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_nothing_half_written(project):
     process = start(project, body)
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 130 and os.listdir(project / "artifacts") == []
 
 
@@ -141,6 +141,15 @@ def test_a_refused_value_is_an_exit_code_of_1(failing):
 def test_the_traceback_can_be_asked_for(failing):
     result = CliRunner().invoke(failing, ["--traceback"])
     assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize(("file", "warned"), [("prompts/mine.txt", False), ("mine.txt", True)])
+def test_a_prompts_file_that_dvc_does_not_watch_is_pointed_out(project, file, warned):
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("prompts_file: null", f"prompts_file: {file}", 1))
+    _, error = start(project, "pass").communicate()
+    message = f"trajectories.prompts_file: DVC sees changes of files in prompts/ only, not of {file}"
+    assert (message in error) == warned
 
 
 def test_the_number_of_threads_is_set(project):

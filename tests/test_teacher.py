@@ -21,6 +21,7 @@ SHIPPED = ROOT / "artifacts" / "teacher"
 
 SMOKE = {
     "autoencoder": {"channels": [8, 8, 8, 8], "crop_steps": 2, "scene_steps": 1, "batch": 2},
+    "decoder": {"train_steps": 1, "batch": 2},
     "render": {"scenes": 100},
     "transformer": {"width": 32, "single_blocks": 1, "double_blocks": 1, "batch": 8, "train_steps": 2},
     "score": {"prompts": 12, "steps": 2, "batch": 6},

@@ -22,11 +22,11 @@ def gallery(titles: Sequence[str], rows: Sequence[Row]) -> str:
         verdict = row.passed or [None] * len(titles)
         shots = (_shot(*shown, row.caption) for shown in zip(titles, row.images, verdict, strict=True))
         height, width = row.images[0].shape[:2]
-        style = f"--n:{len(titles)};--ratio:{width}/{height}"
+        style = f"--ratio:{width}/{height}"
         articles.append(
             tag("article", tag("h3", text(row.caption)), tag("div", *shots, css="shots", style=style), css="row")
         )
-    return tag("div", *articles, css="gallery")
+    return tag("div", *articles, css="gallery", style=f"--n:{len(titles)}")
 
 
 def _shot(title: str, image: np.ndarray, passed: bool | None, caption: str) -> str:

@@ -55,7 +55,9 @@ svg text.mark{fill:var(--c,var(--ink));font-weight:600;paint-order:stroke;stroke
 svg.bar{width:100px;height:16px;display:inline-block;vertical-align:middle}.bar .track{fill:var(--line)}
 .bar .fill{opacity:.55}
 .bar .one{stroke:var(--ink);stroke-width:1;opacity:.6}
-.gallery{display:grid;gap:14px}.shots{display:grid;gap:10px;grid-template-columns:repeat(var(--n),minmax(0,1fr))}
+.gallery{display:grid;gap:14px;
+grid-template-columns:repeat(auto-fit,minmax(min(100%,calc(var(--n)*160px)),1fr))}
+.shots{display:grid;gap:10px;grid-template-columns:repeat(var(--n),minmax(0,1fr))}
 .shots figure{position:relative;text-align:center}
 .shots img{width:100%;height:auto;aspect-ratio:var(--ratio,1);border-radius:8px;display:block;background:var(--line)}
 .shots img.pixels{image-rendering:pixelated}

@@ -13,7 +13,7 @@ SPLITS = ("train", "validation", "evaluation")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
 BACKGROUNDS = ("white", "grey", "black")
-COUNTS = {"a": 1, "two": 2, "three": 3, "four": 4}
+COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
 RELATIONS = ("left of", "right of", "above", "below")
 
 # The relation that says the same with the objects exchanged, in the one direction that names a combination.
@@ -60,14 +60,16 @@ class Caption:
         if relation in _MIRROR:
             subjects, relation = subjects[::-1], _MIRROR[relation]
         elif relation is None:
-            subjects = tuple(sorted(subjects, key=_phrase))
+            subjects = tuple(sorted(subjects, key=lambda s: (s.color or "", s.shape)))
         return self.task, subjects, relation, self.background
 
 
 def _phrase(subject: Subject) -> str:
+    name = " ".join(filter(None, (subject.color, subject.shape)))
+    if subject.count == 1:
+        return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     number = next(word for word, count in COUNTS.items() if count == subject.count)
-    plural = "" if subject.count == 1 else "es" if subject.shape == "cross" else "s"
-    return " ".join(filter(None, (number, subject.color, subject.shape + plural)))
+    return f"{number} {name}{'es' if subject.shape == 'cross' else 's'}"
 
 
 _SUBJECT = rf"({'|'.join(COUNTS)}) (?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})(?:e?s)?"

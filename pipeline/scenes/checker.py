@@ -12,7 +12,8 @@ from pipeline.scenes.renderer import GROUND, PALETTE, coverage
 
 CHROMA = 40  # grey levels between the largest and the smallest channel: objects have more, backgrounds less
 SPECK = 20  # pixels; smaller coloured spots are no objects
-MIN_OVERLAP = 0.80  # soft intersection over union with the best shape's template
+MIN_OVERLAP = 0.70  # soft intersection over union with the best shape's template; rendered shapes have over 0.8
+MIN_LEAD = 0.03  # of the best shape's overlap before the next shape's; rendered shapes have over 0.09
 MIN_PURITY = 0.75  # share of an object's inner pixels that have its colour
 GROUND_TOLERANCE = 40  # grey levels
 _TEMPLATE = 32  # pixels, side of the normalised masks
@@ -103,7 +104,7 @@ def _identify(pixels: np.ndarray, chroma: np.ndarray, mask: np.ndarray, ground: 
     templates = _templates()
     overlap = np.minimum(templates, soft).sum(axis=(1, 2)) / np.maximum(templates, soft).sum(axis=(1, 2))
     shape = int(overlap.argmax())
-    if overlap[shape] < MIN_OVERLAP:
+    if overlap[shape] < MIN_OVERLAP or overlap[shape] - np.partition(overlap, -2)[-2] < MIN_LEAD:
         return None
     y, x = ndimage.center_of_mass(mask)
     return Found(SHAPES[shape], COLORS[color], float(x), float(y), float(overlap[shape]))
