@@ -46,7 +46,7 @@ def save(pipe: FluxPipeline, out: Path) -> None:
 
 @click.command()
 @click.option("--autoencoder", type=click.Path(path_type=Path), default=Path("build/decoder"))
-@click.option("--transformer", type=click.Path(path_type=Path), default=Path("build/transformer"))
+@click.option("--transformer", type=click.Path(path_type=Path), default=Path("build/second_round"))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/teacher"))
 def main(autoencoder: Path, transformer: Path, out: Path) -> None:
     """Saves the teacher."""

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+from transformers import CLIPTextModel, T5EncoderModel
 
+from pipeline.scenes.captions import task
 from teacher import text
 from teacher.optim import warmup_then_cosine
 from teacher.settings import section
@@ -41,6 +43,16 @@ class Model(nn.Module):
             embedder.register_forward_hook(lambda module, args, y: y.float())
         self.velocity = self.transformer  # what the loss calls: replaced by the compiled transformer in training
 
+    def load(self, transformer: Path, text_encoder_2: Path) -> None:
+        """Goes on from a finished training, with the T5 encoder of `text_encoder_2` in place of its own."""
+        trained = {
+            self.transformer: FluxTransformer2DModel.from_pretrained(transformer / "transformer"),
+            self.text_encoder: CLIPTextModel.from_pretrained(transformer / "text_encoder"),
+            self.text_encoder_2: T5EncoderModel.from_pretrained(text_encoder_2),
+        }
+        for part, source in trained.items():
+            part.load_state_dict(source.state_dict())
+
     def forward(
         self, x: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor, pads: tuple[Tensor, Tensor]
     ) -> Tensor:
@@ -68,26 +80,26 @@ class Scenes:
     clip_ids: Tensor
     t5_ids: Tensor
     empty: tuple[Tensor, Tensor]
+    weights: Tensor
 
     @classmethod
-    def load(cls, folder: Path, model: Model) -> "Scenes":
+    def load(cls, folder: Path, model: Model, task_weights: dict[str, float]) -> "Scenes":
         captions = (folder / "captions.txt").read_text().splitlines()
+        weights = torch.tensor([float(task_weights[task(caption)]) for caption in captions])
         tokenizers = model.clip_tokenizer, model.t5_tokenizer
         latents = load_file(folder / "latents.safetensors")["latents"]
-        return cls(latents, *text.token_ids(*tokenizers, captions), empty=text.token_ids(*tokenizers, [""]))
+        return cls(latents, *text.token_ids(*tokenizers, captions), text.token_ids(*tokenizers, [""]), weights)
 
     def batches(
         self, size: int, caption_dropout: float, rng: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Shuffled passes over the scenes; each caption is emptied with probability `caption_dropout`."""
+        """Draws scenes by weight; each caption is emptied with probability `caption_dropout`."""
         while True:
-            for ids in torch.randperm(len(self.latents), generator=rng).split(size):
-                if len(ids) < size:
-                    break
-                drop = (torch.rand(size, generator=rng) < caption_dropout)[:, None]
-                clip_ids = torch.where(drop, self.empty[0], self.clip_ids[ids])
-                t5_ids = torch.where(drop, self.empty[1], self.t5_ids[ids])
-                yield self.latents[ids].float(), clip_ids, t5_ids
+            ids = torch.multinomial(self.weights, size, replacement=True, generator=rng)
+            drop = (torch.rand(size, generator=rng) < caption_dropout)[:, None]
+            clip_ids = torch.where(drop, self.empty[0], self.clip_ids[ids])
+            t5_ids = torch.where(drop, self.empty[1], self.t5_ids[ids])
+            yield self.latents[ids].float(), clip_ids, t5_ids
 
 
 def train(model: Model, scenes: Scenes, p: dict) -> Iterator[tuple[float, Model]]:
@@ -135,15 +147,21 @@ def save(model: Model, out: Path) -> None:
 
 @click.command()
 @click.option("--scenes", "folder", type=click.Path(path_type=Path), default=Path("build/scenes"))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/transformer"))
-def main(folder: Path, out: Path) -> None:
-    """Trains, and saves the averaged weights now and then and at the end."""
-    p = section("transformer")
+@click.option("--round", "name", type=click.Choice(["first", "second"]), default="first", show_default=True)
+def main(folder: Path, name: str) -> None:
+    """Trains one round, and saves the averaged weights now and then and at the end, in build/<round>_round.
+
+    The second round goes on from the first, with the T5 encoder of build/grounding.
+    """
+    out = Path("build") / f"{name}_round"
+    p = section("transformer") | section(f"{name}_round")
     torch.manual_seed(p["seed"])
     channels = load_file(folder / "latents.safetensors")["latents"].shape[2]
     model = Model(p, channels)
-    scenes = Scenes.load(folder, model)
-    progress = tqdm(train(model, scenes, p), total=p["train_steps"], desc="transformer", mininterval=10)
+    if name == "second":
+        model.load(Path("build/first_round"), Path("build/grounding"))
+    scenes = Scenes.load(folder, model, p["task_weights"])
+    progress = tqdm(train(model, scenes, p), total=p["train_steps"], desc=f"{name} round", mininterval=10)
     mean = 0.0
     for step, (loss, ema) in enumerate(progress, start=1):
         mean += (loss - mean) / min(step, 200)

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts
 from pipeline.scenes import captions, checker
-from teacher import text
+from teacher import grounding, text
 from teacher.settings import section
 from tests.conftest import Project
 
@@ -23,7 +23,10 @@ SMOKE = {
     "autoencoder": {"channels": [8, 8, 8, 8], "crop_steps": 2, "scene_steps": 1, "batch": 2},
     "decoder": {"train_steps": 1, "batch": 2},
     "render": {"scenes": 100},
-    "transformer": {"width": 32, "single_blocks": 1, "double_blocks": 1, "batch": 8, "train_steps": 2},
+    "transformer": {"width": 32, "single_blocks": 1, "double_blocks": 1, "batch": 8, "compile": False},
+    "first_round": {"train_steps": 2},
+    "grounding": {"train_steps": 2, "batch": 8},
+    "second_round": {"train_steps": 1},
     "score": {"prompts": 12, "steps": 2, "batch": 6},
 }
 
@@ -36,7 +39,6 @@ def test_the_pipeline_of_the_teacher_runs_in_a_smoke_profile(tmp_path):
     params = yaml.load((folder / "params.yaml").read_text())
     for name, changes in SMOKE.items():
         params[name].update(changes)
-    params["transformer"]["compile"] = False
     yaml.dump(params, folder / "params.yaml")
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     Project(folder, tmp_path).succeed("dvc", "repro")
@@ -102,6 +104,15 @@ def test_one_raised_pad_stands_for_many():
         short = encoder(ids[:, :24], attention_mask=raise_of_last.expand(1, 1, 24, 24))[0][:, :12]
         unraised = encoder(ids[:, :24])[0][:, :12]
     assert (full - short).norm() < 0.1 * (full - unraised).norm()
+
+
+def test_grounding_asks_what_the_caption_says():
+    star, ring = grounding.facts(captions.parse("a star left of a ring on grey"))
+    assert star["relation"] == "left of" and ring["relation"] == "right of"
+    assert star["other_shape"] == "ring" and star["background"] == ring["background"] == "grey"
+    ids, places, answers = next(grounding.batches(text.t5_tokenizer(), 16, 0))
+    tokens = text.t5_tokenizer().convert_ids_to_tokens(ids[places[:, 0], places[:, 1]].tolist())
+    assert all(token.removeprefix("▁") in grounding.NOUNS for token in tokens) and len(answers) == len(places)
 
 
 def test_a_missing_section_is_named(tmp_path):
