@@ -5,6 +5,7 @@ Inputs and outputs are relative to the working directory, which `dvc exp run --t
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -56,6 +57,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None:  # a failed write does not know its file
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -115,11 +120,26 @@ def save_safetensors(
     with atomic_file(path) as partial:
         try:
             save_file(contiguous, partial, metadata=dict(metadata or {}))
+            partial.chmod(0o644)  # safetensors would leave it to its owner alone
         except SafetensorError as error:  # wraps the system's error in text
             code = re.search(r"os error (\d+)", str(error))
             if code is None:
                 raise
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+def save_torch(path: str | Path, content: Any) -> None:
+    """Writes what `torch.load(weights_only=True)` reads back, whole or not at all.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written; torch alone would give a RuntimeError without cause.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_file(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def file_digest(path: str | Path) -> str:

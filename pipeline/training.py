@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline import adapters, flow
-from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest
+from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest, save_torch
 from pipeline.backbones.base import Backbone, Conditioning, repeat
 from pipeline.guidance import Velocity, forwards, true_cfg
 from pipeline.params import PhaseParams, TrainingParams
@@ -340,8 +340,7 @@ def _keep(folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.O
         "optimizer": optimizer.state_dict(),
         "history": [asdict(record) for record in history],
     }
-    with atomic_file(folder / CHECKPOINT) as partial:
-        torch.save(content, partial)
+    save_torch(folder / CHECKPOINT, content)
 
 
 def _restore(folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[TrainStep]:

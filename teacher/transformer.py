@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from pipeline.scenes.captions import task
 from teacher import text
@@ -23,9 +23,19 @@ from teacher.settings import section
 class Model(nn.Module):
     """Transformer and text encoders, trained together: ids -> velocity."""
 
-    def __init__(self, p: dict, channels: int) -> None:
+    def __init__(self, p: dict, channels: int, start: Path | None = None) -> None:
+        """
+        Args:
+            p: The sizes.
+            channels: Of a latent token.
+            start: A finished training to go on from, with its tokenizers; None = from scratch.
+        """
         super().__init__()
-        self.clip_tokenizer, self.t5_tokenizer = text.clip_tokenizer(), text.t5_tokenizer()
+        if start:
+            self.clip_tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
+            self.t5_tokenizer = T5Tokenizer.from_pretrained(start / "tokenizer_2")
+        else:
+            self.clip_tokenizer, self.t5_tokenizer = text.clip_tokenizer(), text.t5_tokenizer()
         self.text_encoder = text.clip_encoder(self.clip_tokenizer, p["clip_width"], p["clip_layers"])
         self.text_encoder_2 = text.t5_encoder(self.t5_tokenizer, p["t5_width"], p["t5_layers"])
         self.transformer = FluxTransformer2DModel(
@@ -43,11 +53,11 @@ class Model(nn.Module):
             embedder.register_forward_hook(lambda module, args, y: y.float())
         self.velocity = self.transformer  # what the loss calls: replaced by the compiled transformer in training
 
-    def load(self, transformer: Path, text_encoder_2: Path) -> None:
-        """Goes on from a finished training, with the T5 encoder of `text_encoder_2` in place of its own."""
+    def load(self, start: Path, text_encoder_2: Path) -> None:
+        """Takes the weights of a finished training, but the T5 encoder of `text_encoder_2`."""
         trained = {
-            self.transformer: FluxTransformer2DModel.from_pretrained(transformer / "transformer"),
-            self.text_encoder: CLIPTextModel.from_pretrained(transformer / "text_encoder"),
+            self.transformer: FluxTransformer2DModel.from_pretrained(start / "transformer"),
+            self.text_encoder: CLIPTextModel.from_pretrained(start / "text_encoder"),
             self.text_encoder_2: T5EncoderModel.from_pretrained(text_encoder_2),
         }
         for part, source in trained.items():
@@ -157,9 +167,12 @@ def main(folder: Path, name: str) -> None:
     p = section("transformer") | section(f"{name}_round")
     torch.manual_seed(p["seed"])
     channels = load_file(folder / "latents.safetensors")["latents"].shape[2]
-    model = Model(p, channels)
-    if name == "second":
-        model.load(Path("build/first_round"), Path("build/grounding"))
+    if name == "first":
+        model = Model(p, channels)
+    else:
+        start = Path("build") / "first_round"
+        model = Model(p, channels, start)
+        model.load(start, Path("build") / "grounding")
     scenes = Scenes.load(folder, model, p["task_weights"])
     progress = tqdm(train(model, scenes, p), total=p["train_steps"], desc=f"{name} round", mininterval=10)
     mean = 0.0

@@ -92,6 +92,19 @@ def test_tensors_that_do_not_fit_give_the_systems_error_and_leave_nothing(tmp_pa
     assert names(tmp_path) == []
 
 
+def test_a_checkpoint_round_trip(tmp_path):
+    artifacts.save_torch(tmp_path / "x.pt", {"x": [torch.arange(3)], "n": 1})
+    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert content["n"] == 1 and content["x"][0].tolist() == [0, 1, 2] and names(tmp_path) == ["x.pt"]
+
+
+def test_a_checkpoint_that_does_not_fit_gives_the_systems_error_and_leaves_nothing(tmp_path, small_files):
+    with pytest.raises(OSError) as refusal:
+        artifacts.save_torch(tmp_path / "x.pt", torch.zeros(100_000))
+    assert refusal.value.errno == errno.EFBIG and "x.pt" in refusal.value.filename
+    assert names(tmp_path) == []
+
+
 def test_file_digest_is_plain_sha256(tmp_path):
     (tmp_path / "empty").touch()
     assert artifacts.file_digest(tmp_path / "empty").startswith("sha256:e3b0c44298fc1c14")

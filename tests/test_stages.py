@@ -91,7 +91,10 @@ def test_a_full_disk_gives_one_sentence_and_leaves_nothing(project):
     process = start(project, body, imports, preexec_fn=small_files)
     _, error = process.communicate()
     assert process.returncode == 1 and error.count("\n") == 1
-    assert error.startswith("Error: probe: no space left to write") and "run `dvc repro` again" in error
+    assert (
+        error.startswith("Error: probe: no space left to write at artifacts/probe/big.json")
+        and "run `dvc repro` again" in error
+    )
     assert os.listdir(project / "artifacts" / "probe") == []
 
 
