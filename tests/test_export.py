@@ -78,7 +78,7 @@ def stock_images(pipe, bundle, **options):
         guidance_scale=3.5,
         height=64,
         width=64,
-        max_sequence_length=16,
+        max_sequence_length=bundle.max_sequence_length,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         callback_on_step_end=hand_over,
         output_type="np",
