@@ -6,13 +6,15 @@ from pathlib import Path
 import click
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from teacher import grounding
 
 CARD = Path(__file__).with_name("README.md")
 
 
-def assemble(autoencoder: Path, transformer: Path) -> FluxPipeline:
+def assemble(autoencoder: Path, encoders: Path, transformer: Path) -> FluxPipeline:
     """The pipeline of the trained parts, with FLUX.1-dev's own scheduler settings."""
+    tokenizer, tokenizer_2, text_encoder, text_encoder_2 = grounding.load(encoders)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=3.0,
@@ -23,11 +25,11 @@ def assemble(autoencoder: Path, transformer: Path) -> FluxPipeline:
             max_image_seq_len=4096,
         ),
         vae=AutoencoderKL.from_pretrained(autoencoder),
-        text_encoder=CLIPTextModel.from_pretrained(transformer / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(transformer / "tokenizer"),
-        text_encoder_2=T5EncoderModel.from_pretrained(transformer / "text_encoder_2"),
-        tokenizer_2=T5Tokenizer.from_pretrained(transformer / "tokenizer_2"),
-        transformer=FluxTransformer2DModel.from_pretrained(transformer / "transformer"),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=FluxTransformer2DModel.from_pretrained(transformer),
     )
 
 
@@ -46,11 +48,12 @@ def save(pipe: FluxPipeline, out: Path) -> None:
 
 @click.command()
 @click.option("--autoencoder", type=click.Path(path_type=Path), default=Path("build/decoder"))
-@click.option("--transformer", type=click.Path(path_type=Path), default=Path("build/second_round"))
+@click.option("--encoders", type=click.Path(path_type=Path), default=Path("build/grounding"))
+@click.option("--transformer", type=click.Path(path_type=Path), default=Path("build/transformer"))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/teacher"))
-def main(autoencoder: Path, transformer: Path, out: Path) -> None:
+def main(autoencoder: Path, encoders: Path, transformer: Path, out: Path) -> None:
     """Saves the teacher."""
-    save(assemble(autoencoder, transformer), out)
+    save(assemble(autoencoder, encoders, transformer), out)
 
 
 if __name__ == "__main__":

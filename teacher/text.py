@@ -1,9 +1,8 @@
 """The shipped teacher's text side: word-level CLIP and T5 tokenizers over the caption grammar, and small encoders."""
 
-import json
+import math
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
@@ -16,18 +15,35 @@ STOCK_LENGTH = 512  # FluxPipeline's default max_sequence_length
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte pairs are trained until every word of the grammar is one token."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    """A CLIP tokenizer whose byte pairs make one token of every word of the grammar, the same ids in each process."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
-    )
-    tokenizer.train_from_iterator([" ".join((*words(), *letters))], trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    specials = ("<|startoftext|>", "<|endoftext|>")
-    vocab = model["vocab"] | {piece: len(model["vocab"]) + i for i, piece in enumerate(specials)}
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]], model_max_length=CLIP_LENGTH)
+    merges = _byte_pairs(words())
+    pieces = [*letters, *(f"{c}</w>" for c in letters), *("".join(merge) for merge in merges)]
+    vocab = {piece: i for i, piece in enumerate((*pieces, "<|startoftext|>", "<|endoftext|>"))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)
+
+
+def _byte_pairs(vocabulary: list[str]) -> list[tuple[str, str]]:
+    """Merges that join each word from its left; a later merge cannot break an earlier word, it ranks behind."""
+    merges = []
+    for word in vocabulary:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        for merge in merges:
+            pieces = _joined(pieces, merge)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces = _joined(pieces, merges[-1])
+    return merges
+
+
+def _joined(pieces: list[str], merge: tuple[str, str]) -> list[str]:
+    result = []
+    for piece in pieces:
+        if result and (result[-1], piece) == merge:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
 
 
 def t5_tokenizer() -> T5Tokenizer:
@@ -75,30 +91,30 @@ def t5_encoder(tokenizer: T5Tokenizer, width: int, layers: int) -> T5EncoderMode
     )
 
 
-class PadWeights:
-    """Makes one pad stand for many.
+def encode_t5(encoder: T5EncoderModel, ids: Tensor, length: int | Tensor) -> Tensor:
+    """States of captions padded to `length`, (B, 12, W), the last of them a pad that stands for all behind it.
 
-    FluxPipeline pads T5 ids to max_sequence_length (512 by default) and masks nothing, so a model trained on short
-    sequences meets hundreds of pads it never saw. Equal tokens in an attention are one token whose logit is raised by
-    the log of their number: the last pad gets that raise, and a batch of 24 tokens behaves like one of 24 + n.
+    FluxPipeline pads T5 ids to max_sequence_length (512 by default) and masks nothing. Equal tokens in an attention
+    are one token whose logit is raised by the log of their number, so 24 tokens with a raised last one behave like 512.
+
+    Args:
+        encoder: As `t5_encoder` makes it.
+        ids: (B, 24), as `token_ids` gives them.
+        length: Of the padded captions: 12, or at least 24; one for all, or one per caption (B,).
     """
+    length = torch.as_tensor(length, dtype=torch.float32).expand(len(ids))
+    bias = torch.zeros(len(ids), ids.shape[1])
+    bias[:, -1] = torch.log((length - ids.shape[1] + 1).clamp(min=1))
+    short = (length == T5_LENGTH)[:, None]
+    bias[:, T5_LENGTH:] = bias[:, T5_LENGTH:].masked_fill(short, -1e4)
+    states = encoder(ids, attention_mask=bias[:, None, None].expand(-1, 1, ids.shape[1], -1))[0]
+    last = torch.where(short[..., None], states[:, T5_LENGTH - 1 : T5_LENGTH], states[:, -1:])
+    return torch.cat([states[:, : T5_LENGTH - 1], last], dim=1)
 
-    def __init__(self, rng: torch.Generator) -> None:
-        self.rng = rng
 
-    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Additive key biases of the T5, (B, 1, 1, 24), and of the transformer's text tokens, (B, 1, 1, 12).
-
-        Half of the samples see 12 tokens as the pipeline here pads them; half see up to 512, log-uniform.
-        """
-        short = torch.rand(batch, generator=self.rng) < 0.5
-        extra = torch.exp(torch.rand(batch, generator=self.rng) * torch.log(torch.tensor(float(STOCK_LENGTH))))
-        in_t5 = torch.zeros(batch, _T5_CONTEXT)
-        in_t5[:, -1] = torch.log(extra)
-        in_t5[:, T5_LENGTH:] = in_t5[:, T5_LENGTH:].masked_fill(short[:, None], -1e4)
-        in_transformer = torch.zeros(batch, T5_LENGTH)
-        in_transformer[:, -1] = torch.where(short, 0.0, torch.log(extra + _T5_CONTEXT - T5_LENGTH))
-        return in_t5[:, None, None], in_transformer[:, None, None]
+def last_pad_bias(length: int) -> float:
+    """Raise of the logit of the last of 12 text tokens that makes it stand for all pads up to `length`."""
+    return math.log(length - T5_LENGTH + 1)
 
 
 def token_ids(clip: CLIPTokenizer, t5: T5Tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:

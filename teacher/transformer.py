@@ -1,4 +1,4 @@
-"""Trains the FluxTransformer2DModel of the shipped teacher, its text encoders with it, on encoded scenes."""
+"""Trains the FluxTransformer2DModel of the shipped teacher on encoded scenes, its text encoders fixed."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -12,175 +12,155 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from pipeline.scenes.captions import task
-from teacher import text
+from teacher import grounding, text
 from teacher.optim import warmup_then_cosine
 from teacher.settings import section
 
 
-class Model(nn.Module):
-    """Transformer and text encoders, trained together: ids -> velocity."""
-
-    def __init__(self, p: dict, channels: int, start: Path | None = None) -> None:
-        """
-        Args:
-            p: The sizes.
-            channels: Of a latent token.
-            start: A finished training to go on from, with its tokenizers; None = from scratch.
-        """
-        super().__init__()
-        if start:
-            self.clip_tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
-            self.t5_tokenizer = T5Tokenizer.from_pretrained(start / "tokenizer_2")
-        else:
-            self.clip_tokenizer, self.t5_tokenizer = text.clip_tokenizer(), text.t5_tokenizer()
-        self.text_encoder = text.clip_encoder(self.clip_tokenizer, p["clip_width"], p["clip_layers"])
-        self.text_encoder_2 = text.t5_encoder(self.t5_tokenizer, p["t5_width"], p["t5_layers"])
-        self.transformer = FluxTransformer2DModel(
-            in_channels=channels,
-            num_layers=p["double_blocks"],
-            num_single_layers=p["single_blocks"],
-            attention_head_dim=32,
-            num_attention_heads=p["width"] // 32,
-            joint_attention_dim=p["t5_width"],
-            pooled_projection_dim=p["clip_width"],
-            axes_dims_rope=(8, 12, 12),
-        )
-        # The residual stream stays in float32 under autocast, and with it the timestep: 987 would become 988.
-        for embedder in (self.transformer.x_embedder, self.transformer.context_embedder):
-            embedder.register_forward_hook(lambda module, args, y: y.float())
-        self.velocity = self.transformer  # what the loss calls: replaced by the compiled transformer in training
-
-    def load(self, start: Path, text_encoder_2: Path) -> None:
-        """Takes the weights of a finished training, but the T5 encoder of `text_encoder_2`."""
-        trained = {
-            self.transformer: FluxTransformer2DModel.from_pretrained(start / "transformer"),
-            self.text_encoder: CLIPTextModel.from_pretrained(start / "text_encoder"),
-            self.text_encoder_2: T5EncoderModel.from_pretrained(text_encoder_2),
-        }
-        for part, source in trained.items():
-            part.load_state_dict(source.state_dict())
-
-    def forward(
-        self, x: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor, pads: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """v(x, sigma) for x (B, T, C), sigma (B,), ids as `text.token_ids` gives them, pads as `PadWeights.draw`."""
-        in_t5, in_transformer = pads
-        side = int(x.shape[1] ** 0.5)
-        states = self.text_encoder_2(t5_ids, attention_mask=in_t5.expand(-1, 1, t5_ids.shape[1], -1))[0]
-        return self.velocity(
-            hidden_states=x,
-            timestep=sigma,
-            pooled_projections=self.text_encoder(clip_ids).pooler_output,
-            encoder_hidden_states=states[:, : text.T5_LENGTH],
-            txt_ids=x.new_zeros(text.T5_LENGTH, 3),
-            img_ids=FluxPipeline._prepare_latent_image_ids(len(x), side, side, x.device, x.dtype),
-            joint_attention_kwargs={"attention_mask": nn.functional.pad(in_transformer, (0, x.shape[1]))},
-            return_dict=False,
-        )[0]
+def build(p: dict, channels: int, joint_width: int, pooled_width: int) -> FluxTransformer2DModel:
+    """An untrained transformer for latent tokens of `channels` values."""
+    transformer = FluxTransformer2DModel(
+        in_channels=channels,
+        num_layers=p["double_blocks"],
+        num_single_layers=p["single_blocks"],
+        attention_head_dim=32,
+        num_attention_heads=p["width"] // 32,
+        joint_attention_dim=joint_width,
+        pooled_projection_dim=pooled_width,
+        axes_dims_rope=(8, 12, 12),
+    )
+    # The residual stream stays in float32 under autocast, and with it the timestep: 987 would become 988.
+    for embedder in (transformer.x_embedder, transformer.context_embedder):
+        embedder.register_forward_hook(lambda module, args, y: y.float())
+    return transformer
 
 
 @dataclass
+class Batch:
+    """Scenes x_0 (B, T, C) and what the transformer is told: pooled (B, W), states (B, 12, W), bias of keys (B, 12)."""
+
+    x_0: Tensor
+    pooled: Tensor
+    states: Tensor
+    bias: Tensor
+
+
 class Scenes:
-    """The encoded scenes, with the ids of their captions and of the empty caption."""
+    """The encoded scenes, each distinct caption encoded once."""
 
-    latents: Tensor
-    clip_ids: Tensor
-    t5_ids: Tensor
-    empty: tuple[Tensor, Tensor]
-    weights: Tensor
-
-    @classmethod
-    def load(cls, folder: Path, model: Model, task_weights: dict[str, float]) -> "Scenes":
+    def __init__(self, folder: Path, encoders: Path, task_weights: dict[str, float]) -> None:
+        """
+        Args:
+            folder: With the latents and their captions.
+            encoders: With the text encoders.
+            task_weights: How much more often than by their number the scenes of a task are drawn.
+        """
         captions = (folder / "captions.txt").read_text().splitlines()
-        weights = torch.tensor([float(task_weights[task(caption)]) for caption in captions])
-        tokenizers = model.clip_tokenizer, model.t5_tokenizer
-        latents = load_file(folder / "latents.safetensors")["latents"]
-        return cls(latents, *text.token_ids(*tokenizers, captions), text.token_ids(*tokenizers, [""]), weights)
+        distinct = ["", *sorted(set(captions))]
+        place = {caption: i for i, caption in enumerate(distinct)}
+        self.latents = load_file(folder / "latents.safetensors")["latents"]
+        self.captions = torch.tensor([place[caption] for caption in captions])
+        self.weights = torch.tensor([float(task_weights[task(caption)]) for caption in captions])
+        self.pooled, self.states = _encode(encoders, distinct)
 
-    def batches(
-        self, size: int, caption_dropout: float, rng: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Draws scenes by weight; each caption is emptied with probability `caption_dropout`."""
-        while True:
-            ids = torch.multinomial(self.weights, size, replacement=True, generator=rng)
-            drop = (torch.rand(size, generator=rng) < caption_dropout)[:, None]
-            clip_ids = torch.where(drop, self.empty[0], self.clip_ids[ids])
-            t5_ids = torch.where(drop, self.empty[1], self.t5_ids[ids])
-            yield self.latents[ids].float(), clip_ids, t5_ids
+    def draw(self, size: int, caption_dropout: float, long_share: float, rng: torch.Generator) -> Batch:
+        """Draws scenes by weight.
+
+        Args:
+            size: Of the batch.
+            caption_dropout: Probability that a caption is emptied, so that true CFG has an unconditional velocity.
+            long_share: Probability that a caption is padded to more than 12 tokens, up to the stock 512, log-uniformly.
+            rng: Of all draws.
+        """
+        ids = torch.multinomial(self.weights, size, replacement=True, generator=rng)
+        keep = torch.rand(size, generator=rng) >= caption_dropout
+        long = (torch.rand(size, generator=rng) < long_share).long()
+        captions = self.captions[ids] * keep
+        bias = torch.zeros(size, text.T5_LENGTH)
+        bias[:, -1] = long * torch.rand(size, generator=rng) * text.last_pad_bias(text.STOCK_LENGTH)
+        return Batch(self.latents[ids].float(), self.pooled[captions], self.states[long, captions], bias)
 
 
-def train(model: Model, scenes: Scenes, p: dict) -> Iterator[tuple[float, Model]]:
+@torch.no_grad()
+def _encode(folder: Path, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Pooled states (N, W), and token states padded to 12 and as the stock pipeline does it (2, N, 12, W)."""
+    clip_tokenizer, t5_tokenizer, text_encoder, text_encoder_2 = grounding.load(folder)
+    pooled, states = [], []
+    for first in range(0, len(captions), 512):
+        clip_ids, t5_ids = text.token_ids(clip_tokenizer, t5_tokenizer, captions[first : first + 512])
+        pooled.append(text_encoder(clip_ids).pooler_output)
+        lengths = (text.T5_LENGTH, text.STOCK_LENGTH)
+        states.append(torch.stack([text.encode_t5(text_encoder_2, t5_ids, length) for length in lengths]))
+    return torch.cat(pooled), torch.cat(states, dim=1)
+
+
+def train(transformer: FluxTransformer2DModel, scenes: Scenes, p: dict) -> Iterator[tuple[float, nn.Module]]:
     """Flow matching, ||v(x_sigma, sigma) - (noise - x_0)||^2 with logit-normal sigma (SD3, arXiv 2403.03206).
 
     Yields:
-        The loss of each train step and the model of averaged weights (EMA).
+        The loss of each train step and the transformer of averaged weights (EMA).
     """
     rng = torch.Generator().manual_seed(p["seed"])
-    ema = deepcopy(model).eval().requires_grad_(False)
+    ema = deepcopy(transformer).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        model.parameters(), p["learning_rate"], betas=(0.9, 0.98), weight_decay=p["weight_decay"], fused=True
+        transformer.parameters(), p["learning_rate"], betas=(0.9, 0.98), weight_decay=p["weight_decay"], fused=True
     )
     schedule = warmup_then_cosine(optimizer, p["train_steps"])
-    pads = text.PadWeights(rng)
-    model.velocity = torch.compile(model.transformer) if p["compile"] else model.transformer
-    batches = scenes.batches(p["batch"], p["caption_dropout"], rng)
-    for step, (x_0, clip_ids, t5_ids) in zip(range(p["train_steps"]), batches, strict=False):
-        noise = torch.randn(x_0.shape, generator=rng)
-        sigma = torch.sigmoid(p["sigma_mean"] + p["sigma_std"] * torch.randn(len(x_0), generator=rng))
-        x = torch.lerp(x_0, noise, sigma[:, None, None])
+    velocity = torch.compile(transformer) if p["compile"] else transformer
+    side = int(scenes.latents.shape[1] ** 0.5)
+    places = dict(
+        txt_ids=torch.zeros(text.T5_LENGTH, 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(1, side, side, torch.device("cpu"), torch.float32),
+    )
+    for step in range(p["train_steps"]):
+        long = step >= p["long_from"] * p["train_steps"]
+        batch = scenes.draw(p["batch"], p["caption_dropout"], p["long_share"] if long else 0.0, rng)
+        noise = torch.randn(batch.x_0.shape, generator=rng)
+        sigma = torch.sigmoid(p["sigma_mean"] + p["sigma_std"] * torch.randn(p["batch"], generator=rng))
+        mask = nn.functional.pad(batch.bias, (0, side**2))[:, None, None]
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
-            v = model(x, sigma, clip_ids, t5_ids, pads.draw(len(x)))
-        loss = nn.functional.mse_loss(v.float(), noise - x_0)
+            v = velocity(
+                hidden_states=torch.lerp(batch.x_0, noise, sigma[:, None, None]),
+                timestep=sigma,
+                pooled_projections=batch.pooled,
+                encoder_hidden_states=batch.states,
+                joint_attention_kwargs={"attention_mask": mask},
+                return_dict=False,
+                **places,
+            )[0]
+        loss = nn.functional.mse_loss(v.float(), noise - batch.x_0)
         if not loss.isfinite():
             raise ValueError(f"transformer: the loss must stay finite, got {loss.item()} at train step {step}")
-        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
         optimizer.step()
+        optimizer.zero_grad()
         schedule.step()
         # A short memory at first, so that the untrained weights fade.
         decay = min(p["ema"], (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        torch._foreach_lerp_(list(ema.parameters()), list(transformer.parameters()), 1 - decay)
         yield loss.item(), ema
-
-
-def save(model: Model, out: Path) -> None:
-    """Writes transformer and text side as folders of a FluxPipeline."""
-    for name in ("transformer", "text_encoder", "text_encoder_2"):
-        getattr(model, name).save_pretrained(out / name)
-    model.clip_tokenizer.save_pretrained(out / "tokenizer")
-    model.t5_tokenizer.save_pretrained(out / "tokenizer_2")
 
 
 @click.command()
 @click.option("--scenes", "folder", type=click.Path(path_type=Path), default=Path("build/scenes"))
-@click.option("--round", "name", type=click.Choice(["first", "second"]), default="first", show_default=True)
-def main(folder: Path, name: str) -> None:
-    """Trains one round, and saves the averaged weights now and then and at the end, in build/<round>_round.
-
-    The second round goes on from the first, with the T5 encoder of build/grounding.
-    """
-    out = Path("build") / f"{name}_round"
-    p = section("transformer") | section(f"{name}_round")
+@click.option("--encoders", type=click.Path(path_type=Path), default=Path("build/grounding"))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/transformer"))
+def main(folder: Path, encoders: Path, out: Path) -> None:
+    """Trains the transformer, and saves the averaged weights now and then and at the end."""
+    p = section("transformer")
     torch.manual_seed(p["seed"])
-    channels = load_file(folder / "latents.safetensors")["latents"].shape[2]
-    if name == "first":
-        model = Model(p, channels)
-    else:
-        start = Path("build") / "first_round"
-        model = Model(p, channels, start)
-        model.load(start, Path("build") / "grounding")
-    scenes = Scenes.load(folder, model, p["task_weights"])
-    progress = tqdm(train(model, scenes, p), total=p["train_steps"], desc=f"{name} round", mininterval=10)
+    scenes = Scenes(folder, encoders, p["task_weights"])
+    transformer = build(p, scenes.latents.shape[2], scenes.states.shape[3], scenes.pooled.shape[1])
+    progress = tqdm(train(transformer, scenes, p), total=p["train_steps"], desc="transformer", mininterval=10)
     mean = 0.0
     for step, (loss, ema) in enumerate(progress, start=1):
         mean += (loss - mean) / min(step, 200)
         progress.set_postfix(loss=f"{mean:.4f}", refresh=False)
         if step % p["save_every"] == 0 or step == p["train_steps"]:
-            save(ema, out)
+            ema.save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -43,5 +43,3 @@ def test_the_stage_writes_every_output_and_leaves_only_what_others_can_use(tmp_p
     failed = evaluate(tmp_path)
     assert failed.returncode == 1 and "slow.safetensors is missing" in failed.stderr
     assert "Traceback" not in failed.stderr
-
-

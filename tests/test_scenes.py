@@ -79,9 +79,7 @@ def test_every_caption_is_read_back():
 
 
 def test_splits_share_no_combination_in_whatever_words():
-    seen = [
-        {c.combination() for members in captions.split(name).values() for c in members} for name in captions.SPLITS
-    ]
+    seen = [{c.combination() for members in captions.split(name).values() for c in members} for name in captions.SPLITS]
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
     left, right = captions.parse("a star left of a ring"), captions.parse("a ring right of a star")
     assert left.combination() == right.combination()

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,15 @@ SMOKE = {
     "autoencoder": {"channels": [8, 8, 8, 8], "crop_steps": 2, "scene_steps": 1, "batch": 2},
     "decoder": {"train_steps": 1, "batch": 2},
     "render": {"scenes": 100},
-    "transformer": {"width": 32, "single_blocks": 1, "double_blocks": 1, "batch": 8, "compile": False},
-    "first_round": {"train_steps": 2},
     "grounding": {"train_steps": 2, "batch": 8},
-    "second_round": {"train_steps": 1},
+    "transformer": {
+        "width": 32,
+        "single_blocks": 1,
+        "double_blocks": 1,
+        "train_steps": 3,
+        "batch": 8,
+        "compile": False,
+    },
     "score": {"prompts": 12, "steps": 2, "batch": 6},
 }
 
@@ -55,7 +61,12 @@ def shipped():
     return pipe
 
 
-PROMPTS = ["a red star on black", "a blue square on white", "a green cross", "a yellow triangle on grey"]
+PROMPTS = [
+    "a red star on black",
+    "three rings on white",
+    "a heart left of a square on grey",
+    "a blue circle and a yellow cross on black",
+]
 
 
 @pytest.mark.parametrize("length", [12, 512])
@@ -93,26 +104,33 @@ def test_tokenizers_have_one_token_per_word_and_room_for_the_longest_caption():
 
 
 def test_one_raised_pad_stands_for_many():
-    tokenizer = text.t5_tokenizer()
+    clip, t5 = text.clip_tokenizer(), text.t5_tokenizer()
     torch.manual_seed(0)
-    encoder = text.t5_encoder(tokenizer, width=32, layers=2).eval()
-    ids = tokenizer("a red star", padding="max_length", max_length=512, return_tensors="pt").input_ids
-    raise_of_last = torch.zeros(1, 1, 1, 24)
-    raise_of_last[..., -1] = np.log(512 - 23)
+    encoder = text.t5_encoder(t5, width=32, layers=2).eval()
+    _, ids = text.token_ids(clip, t5, ["a red star"])
+    stock = t5("a red star", padding="max_length", max_length=512, return_tensors="pt").input_ids
     with torch.no_grad():
-        full = encoder(ids)[0][:, :12]
-        short = encoder(ids[:, :24], attention_mask=raise_of_last.expand(1, 1, 24, 24))[0][:, :12]
-        unraised = encoder(ids[:, :24])[0][:, :12]
-    assert (full - short).norm() < 0.1 * (full - unraised).norm()
+        full = encoder(stock)[0]
+        short, raised = (text.encode_t5(encoder, ids, length) for length in (12, 512))
+    expected = torch.cat([full[:, :11], full[:, 100:101]], dim=1)
+    assert (raised - expected).norm() < 0.1 * (short - expected).norm()
+    assert short.equal(encoder(stock[:, :12])[0]) or torch.allclose(short, encoder(stock[:, :12])[0], atol=1e-5)
+
+
+def test_the_words_of_clip_are_merged_the_same_way_in_each_process():
+    code = "from teacher.text import clip_tokenizer; print(sorted(clip_tokenizer().get_vocab().items()))"
+    one, two = (subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True) for _ in "ab")
+    assert one.stdout == two.stdout and b"diamond</w>" in one.stdout
 
 
 def test_grounding_asks_what_the_caption_says():
     star, ring = grounding.facts(captions.parse("a star left of a ring on grey"))
     assert star["relation"] == "left of" and ring["relation"] == "right of"
     assert star["other_shape"] == "ring" and star["background"] == ring["background"] == "grey"
-    ids, places, answers = next(grounding.batches(text.t5_tokenizer(), 16, 0))
-    tokens = text.t5_tokenizer().convert_ids_to_tokens(ids[places[:, 0], places[:, 1]].tolist())
-    assert all(token.removeprefix("▁") in grounding.NOUNS for token in tokens) and len(answers) == len(places)
+    drawn = [captions.parse(text) for text in ("three stars", "a red ring and a blue heart", "a star above a cross")]
+    places, answers = grounding.nouns(drawn)
+    assert places.tolist() == [[0, 1], [1, 2], [1, 6], [2, 1], [2, 4]]
+    assert answers.shape == (5, len(grounding.FACTS))
 
 
 def test_a_missing_section_is_named(tmp_path):
