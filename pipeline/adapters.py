@@ -6,7 +6,6 @@ peft's, so its formats and those of diffusers apply.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -159,6 +158,11 @@ def parameter_count(state: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in state.values())
 
 
+def adapted(state: Mapping[str, Tensor]) -> list[str]:
+    """The modules that an adapter changes, sorted."""
+    return sorted(key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight"))
+
+
 def delta(state: Mapping[str, Tensor], module: str) -> Tensor:
     """B A of one module, in float32, shape (out, in)."""
     return state[f"{module}.lora_B.weight"].float() @ state[f"{module}.lora_A.weight"].float()
@@ -184,7 +188,7 @@ class FusedPhases:
         parameters = dict(transformer.named_parameters())
         for name, state in states.items():
             self._weights[name] = []
-            for module in sorted(key.removesuffix(".lora_A.weight") for key in state if ".lora_A." in key):
+            for module in adapted(state):
                 if f"{module}.weight" not in parameters:
                     raise ValueError(f"adapter {name} changes {module}, which the transformer does not have")
                 weight = parameters[f"{module}.weight"]
@@ -198,6 +202,52 @@ class FusedPhases:
             for parameter, weight in self._weights[phase]:
                 parameter.data = weight
 
+    def close(self) -> None:
+        """Puts the base's weights back."""
+        self.select(None)
+
+
+class LowRankPhases:
+    """Adapters as peft's modules: no copy of any weight, at the cost of two small products per module and forward."""
+
+    def __init__(self, transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]):
+        """Puts the adapters on the transformer, none at work; arguments and errors as for FusedPhases."""
+        self._transformer, self._names = transformer, tuple(states)
+        modules = dict(transformer.named_modules())
+        for name, state in states.items():
+            for module in adapted(state):
+                if module not in modules:
+                    raise ValueError(f"adapter {name} changes {module}, which the transformer does not have")
+        for name, state in states.items():
+            attach(transformer, name, state)
+        self.select(None)
+
+    def select(self, name: str | None) -> None:
+        """Makes an adapter act; None is the base."""
+        if self._names:
+            select(self._transformer, name)
+
+    def close(self) -> None:
+        """Takes the adapters off."""
+        if self._names:
+            self._transformer.unload_lora()
+
+
+def fusable(transformer: nn.Module) -> bool:
+    """Whether full weights of an adapter can be put in place: not where the base is quantised."""
+    return all(
+        type(layer.weight) is nn.Parameter and layer.weight.is_floating_point()
+        for layer in transformer.modules()
+        if isinstance(layer, nn.Linear)
+    )
+
+
+def phases(
+    transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]], fused: bool = True
+) -> FusedPhases | LowRankPhases:
+    """Adapters ready to be selected, as full weights if `fused` and the base allows it."""
+    return (FusedPhases if fused and fusable(transformer) else LowRankPhases)(transformer, states)
+
 
 @contextmanager
 def acting(
@@ -208,24 +258,16 @@ def acting(
     Args:
         transformer: The base.
         states: One state with folded scale per name.
-        fused: As full weights (see FusedPhases); else as peft's modules.
+        fused: As full weights (see FusedPhases), unless the base is quantised; else as peft's modules.
 
     Raises:
         ValueError: A state names a module that the transformer does not have.
     """
-    if fused:
-        phases = FusedPhases(transformer, states)
-        try:
-            yield phases.select
-        finally:
-            phases.select(None)
-        return
+    ready = phases(transformer, states, fused)
     try:
-        for name, state in states.items():
-            attach(transformer, name, state)
-        yield partial(select, transformer)
+        yield ready.select
     finally:
-        transformer.unload_lora()
+        ready.close()
 
 
 def _layers(transformer: nn.Module, name: str) -> Iterator[tuple[str, LoraLayer]]:

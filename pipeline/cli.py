@@ -83,7 +83,7 @@ def generate(
     digest = backbones.digest(base)
     if digest != loaded.base_digest:
         raise ValueError(f"{bundle} was made for another model than {base}: {loaded.base_digest}, not {digest}")
-    backbone = backbones.load(base, device=device)
+    backbone = backbones.load(base, device, dtype=loaded.dtype)
     images = []
     with progress(total=len(texts), what="generating", unit="image") as bar:
         for first in range(0, len(texts), BATCH):
@@ -93,6 +93,34 @@ def generate(
             bar.update(len(part))
     for path in write_images(images, texts, out, grid):
         click.echo(path)
+
+
+@main.command()
+@click.argument("name")
+@one_sentence
+def preset(name: str) -> None:
+    """Rewrite params.yaml for the teacher of preset NAME: tiny, flux-dev or qwen-image; comments and the rest stay."""
+    from pipeline import params, presets
+
+    changes = presets.apply(name)
+    for key, before, after in changes:
+        click.echo(f"{key}: {before!r} -> {after!r}")
+    click.echo(f"{len(changes)} values changed" if changes else f"params.yaml has the values of {name} already")
+    teacher = params.load().teacher
+    if teacher.hub and not Path(teacher.path).is_dir():
+        click.echo(f"next: `glance fetch` downloads {teacher.hub} to {teacher.path}")
+
+
+@main.command()
+@one_sentence
+def fetch() -> None:
+    """Download the teacher that params.yaml names, at its pinned revision."""
+    from pipeline import hub, params
+
+    teacher = params.load().teacher
+    if teacher.hub is None:
+        raise ValueError("teacher.hub must name owner/name@revision to fetch it, got null")
+    click.echo(hub.fetch(teacher.hub, teacher.path))
 
 
 @main.command()
@@ -107,6 +135,28 @@ def pull(reference: str, out: Path | None) -> None:
 
     registry.parse(reference)
     click.echo(registry.pull(reference, out or Path(re.sub(r"[/@]", "-", reference.removeprefix("models:/")))))
+
+
+@main.command("import")
+@click.argument("slow", type=click.Path(path_type=Path))
+@click.argument("fast", type=click.Path(path_type=Path))
+@click.option(
+    "--out", default="imported", show_default=True, type=click.Path(path_type=Path), help="The bundle's folder."
+)
+@click.option("--rule", default="official", show_default=True, help="Which steps the phases take, as partition.rule.")
+@click.option("--slow-steps", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--fast-steps", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--strength", default=1.0, show_default=True, help="What the adapters are multiplied with.")
+@one_sentence
+def import_pair(
+    slow: Path, fast: Path, out: Path, rule: str, slow_steps: int, fast_steps: int, strength: float
+) -> None:
+    """Make a bundle for params.yaml's teacher of two LoRA files: keys of diffusers, kohya or ComfyUI."""
+    from pipeline import importing, params
+
+    files, steps = {"slow": slow, "fast": fast}, {"slow": slow_steps, "fast": fast_steps}
+    made = importing.bundle(files, params.load(), out, rule, steps, strength)
+    click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
 
 
 @main.command()

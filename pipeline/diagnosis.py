@@ -1,5 +1,6 @@
 """What a machine and a checkout need for the pipeline, one check per thing: what is wrong, and the mend."""
 
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -77,11 +78,15 @@ def parameters() -> Finding:
 def teacher() -> Finding:
     """Is the teacher there, and the one that the bundle was made for?"""
     try:
-        path = Path(params.load().teacher.path)
+        settings = params.load().teacher
     except ValueError:
         return Finding(False, "params.yaml does not say where it is", "correct params.yaml")
+    path = Path(settings.path)
     if not path.is_dir():
-        return Finding(False, f"{path} is missing", f"git checkout {path}, or set teacher.path to a diffusers folder")
+        mend = (
+            "run `glance fetch`" if settings.hub else f"git checkout {path}, or set teacher.path to a diffusers folder"
+        )
+        return Finding(False, f"{path} is missing", mend)
 
     from pipeline import backbones
 
@@ -96,6 +101,27 @@ def teacher() -> Finding:
         text = f"{path} is {digest}, the bundle in {artifacts.BUNDLE} was made for {wanted}"
         return Finding(False, text, "run `dvc repro`, or restore the teacher")
     return Finding(True, f"{digest[:19]}, as in the bundle")
+
+
+def fit() -> Finding:
+    """Will recording and training fit into the device's memory, and the cache onto the disk?"""
+    try:
+        settings = params.load()
+        from pipeline import memory
+
+        needed = memory.estimate(settings)
+    except (ValueError, OSError) as error:
+        return Finding(False, f"cannot be estimated: {error}", "mend the teacher first")
+    have, free = memory.capacity(settings.runtime.device), shutil.disk_usage(Path.cwd()).free
+    text = (
+        f"recording takes about {needed.recording / memory.GIB:.1f} GiB, training {needed.training / memory.GIB:.1f}, "
+        f"of {have / memory.GIB:.1f}; the cache {needed.cache / memory.GIB:.1f} GiB of {free / memory.GIB:.1f} on disk"
+    )
+    if needed.device > have:
+        return Finding(False, text, memory.mend(settings))
+    if needed.cache > free:
+        return Finding(False, text, "free some disk, or lower trajectories.prompts or seeds_per_prompt")
+    return Finding(True, text)
 
 
 def registry() -> Finding:
@@ -117,6 +143,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "packages": packages,
     "params.yaml": parameters,
     "teacher": teacher,
+    "memory": fit,
     "registry": registry,
 }
 

@@ -1,9 +1,9 @@
 """The bundle: both adapters as stock diffusers loads them, what a sampler must know, and how to use it.
 
-    slow.safetensors, fast.safetensors   transformer.<module>.lora_A/B.weight, scale folded into B
-    adapter_config.json                  peft's, with lora_alpha = r
-    glance.json                          the base, the levels, the phases, the guidance
-    README.md                            the model card
+slow.safetensors, fast.safetensors   transformer.<module>.lora_A/B.weight, scale folded into B
+adapter_config.json                  peft's, with lora_alpha = r
+glance.json                          the base, the levels, the phases, the guidance
+README.md                            the model card
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline import adapters, backbones
 from pipeline.artifacts import folder_digest, read_json, save_safetensors, write_json
 from pipeline.backbones.base import Backbone, field, repeat
-from pipeline.guidance import forwards, true_cfg
+from pipeline.guidance import forwards
 from pipeline.params import StudentParams, TeacherParams
 from pipeline.partition import Partition
 from pipeline.sampling import PhasePlan, sample_plan
@@ -72,6 +72,8 @@ class Bundle:
     height: int
     width: int
     max_sequence_length: int
+    dtype: str
+    """Of the base's weights and latents, as in `backbones.DTYPES`."""
     guidance: Guidance
     base_license: str
     rank: int
@@ -144,7 +146,7 @@ class Bundle:
 
 
 def bundle_digest(folder: str | Path) -> str:
-    """"sha256:<hex>" of a bundle's file names and bytes: what a version of it is known by."""
+    """ "sha256:<hex>" of a bundle's file names and bytes: what a version of it is known by."""
     return folder_digest(folder)
 
 
@@ -180,11 +182,12 @@ def write(
     folded.base_model_name_or_path = teacher.path
     adapters.write_config(folder, folded)
 
+    backbone = backbones.load(teacher.path, "cpu", parts=())
     content = {
         "format": FORMAT,
         "base_model": teacher.path,
         "base_digest": backbones.digest(teacher.path),
-        "family": backbones.load(teacher.path, "cpu", parts=()).family,
+        "family": backbone.family,
         "u": partition.u,
         "steps": partition.steps[:-1],
         "teacher_steps": partition.teacher_steps,
@@ -195,6 +198,7 @@ def write(
         "height": teacher.height,
         "width": teacher.width,
         "max_sequence_length": teacher.max_sequence_length,
+        "dtype": teacher.dtype,
         "guidance": asdict(
             Guidance(teacher.true_cfg_scale, student.true_cfg_scale, teacher.guidance_scale, teacher.negative_prompt)
         ),
@@ -202,13 +206,12 @@ def write(
         "rank": config.r,
     }
     write_json(folder / MANIFEST, content)
-    (folder / CARD).write_text(_card(content), encoding="utf-8")
+    call = backbone.stock_guidance(student.true_cfg_scale, teacher.guidance_scale, teacher.negative_prompt)
+    (folder / CARD).write_text(_card(content, call), encoding="utf-8")
     return Bundle.load(folder)
 
 
-def generate(
-    backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list[int], fused: bool = True
-) -> Tensor:
+def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list[int], fused: bool = True) -> Tensor:
     """One image per prompt: K Euler steps, slow's adapter before the handoff and fast's after it.
 
     Args:
@@ -234,7 +237,7 @@ def generate(
     if forwards(guidance.student_true_cfg_scale) == 2:
         negative = repeat(backbone.encode([guidance.negative_prompt], bundle.max_sequence_length), len(prompts))
         unguided = field(backbone, negative, guidance.guidance_scale, grid)
-        velocity = true_cfg(velocity, unguided, guidance.student_true_cfg_scale)
+        velocity = backbone.guide(velocity, unguided, guidance.student_true_cfg_scale)
 
     sigmas = backbone.schedule(bundle.height, bundle.width).sigmas(torch.tensor(bundle.u, dtype=torch.float64))
     noise = backbone.noise(seeds, bundle.height, bundle.width)
@@ -251,13 +254,9 @@ def _license(card: Path) -> str:
     return found[0] if found else "unknown"
 
 
-def _card(manifest: Mapping[str, Any]) -> str:
-    """The model card, with the lines that use the bundle in plain diffusers."""
+def _card(manifest: Mapping[str, Any], guided: Mapping[str, Any]) -> str:
+    """The model card, with the lines that use the bundle in plain diffusers, called with `guided` for its guidance."""
     guidance, slow, fast = manifest["guidance"], manifest["phases"]["slow"], manifest["phases"]["fast"]
-    negative = ""
-    if forwards(guidance["student_true_cfg_scale"]) == 2:
-        scale, text = guidance["student_true_cfg_scale"], guidance["negative_prompt"]
-        negative = f"\n    true_cfg_scale={scale},\n    negative_prompt={text!r},"
     return CARD_TEXT.substitute(
         base=manifest["base_model"],
         license=manifest["base_license"],
@@ -273,12 +272,12 @@ def _card(manifest: Mapping[str, Any]) -> str:
         height=manifest["height"],
         width=manifest["width"],
         tokens=manifest["max_sequence_length"],
-        guidance_scale=guidance["guidance_scale"],
-        negative=negative,
+        dtype=backbones.DTYPES[manifest["dtype"]],
+        guided="".join(f"\n    {name}={value!r}," for name, value in guided.items()),
     )
 
 
-CARD_TEXT = Template('''---
+CARD_TEXT = Template("""---
 base_model: $base
 library_name: diffusers
 license: $license
@@ -299,7 +298,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 folder = "."  # of this card
-pipe = DiffusionPipeline.from_pretrained("$base")
+pipe = DiffusionPipeline.from_pretrained("$base", dtype=$dtype)
 for phase in ("slow", "fast"):
     pipe.load_lora_weights(folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
 
@@ -313,8 +312,7 @@ def hand_over(pipe, step, timestep, tensors):
 pipe.set_adapters("slow")
 image = pipe(
     "a red star",
-    sigmas=$u,
-    guidance_scale=$guidance_scale,$negative
+    sigmas=$u,$guided
     height=$height,
     width=$width,
     max_sequence_length=$tokens,
@@ -325,4 +323,4 @@ image = pipe(
 
 `glance.json` has the levels, the phases and the guidance in full. The adapters belong to the base model whose
 transformer has the digest `$digest`, and its licence ($license) holds for them.
-''')
+""")

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 TYPE_NAMES = {
+    bool: "true or false",
     int: "an integer",
     float: "a number",
     str: "a text",
@@ -31,6 +32,9 @@ class TeacherParams:
     """The model that is followed, and how it is run."""
 
     path: str = _text(r".+", "name a folder")
+    hub: str | None = _text(r"[^/@\s]+/[^/@\s]+@[^/@\s]+", "be owner/name@revision or null")
+    dtype: str = _text(r"fp32|bf16", "be fp32 or bf16")
+    quantization: str = _text(r"none|int8|fp8|nf4", "be none, int8, fp8 or nf4")
     max_sequence_length: int = _number(at_least=1, at_most=512)
     height: int = _number(at_least=16)
     width: int = _number(at_least=16)
@@ -127,6 +131,7 @@ class RuntimeParams:
 
     device: str = _text(r"auto|cpu|cuda(:\d+)?", "be auto, cpu or cuda")
     threads: int = _number(at_least=0)
+    gradient_checkpointing: bool
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,7 @@ def _value(key: str, field: Field, wanted: Any, value: Any) -> Any:
     """`value` as the wanted type, in range."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
+        bool: isinstance(value, bool),
         int: number and isinstance(value, int),
         float: number and math.isfinite(value),
         str: isinstance(value, str),
@@ -212,6 +218,6 @@ def _value(key: str, field: Field, wanted: Any, value: Any) -> Any:
         raise ValueError(f"{key} must be above {rules['above']}, got {value}")
     if rules.get("at_most") is not None and value > rules["at_most"]:
         raise ValueError(f"{key} must be at most {rules['at_most']}, got {value}")
-    if "pattern" in rules and not re.fullmatch(rules["pattern"], value):
+    if value is not None and "pattern" in rules and not re.fullmatch(rules["pattern"], value):
         raise ValueError(f"{key} must {rules['rule']}, got {value!r}")
     return tuple(value) if wanted == tuple[str, ...] else wanted(value) if wanted in (int, float) else value

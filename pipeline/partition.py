@@ -148,6 +148,9 @@ RULES: dict[str, Rule] = {"snr": snr, "uniform": uniform, "official": official}
 def compute(params: Params, schedule: Schedule) -> Partition:
     """The partition that params.partition asks for, on the noise levels of a teacher with this schedule.
 
+    Where the schedule stretches the last level of a run to a terminal value, the student's last step starts where the
+    teacher's does: only so do both lie on the same levels, in stock pipelines too.
+
     Raises:
         ValueError: The rule is unknown, or its steps do not fit into the teacher's.
     """
@@ -155,6 +158,8 @@ def compute(params: Params, schedule: Schedule) -> Partition:
     if settings.rule not in RULES:
         raise ValueError(f"partition.rule must be one of {', '.join(RULES)}, got {settings.rule}")
     slow, fast = RULES[settings.rule](settings, teacher_steps)
+    if schedule.shift_terminal:
+        fast = _ending_with(fast, teacher_steps - 1)
     _check(settings, slow, fast, teacher_steps)
     return Partition(
         rule=settings.rule,
@@ -209,6 +214,19 @@ def _check(settings: PartitionParams, slow: list[int], fast: list[int], teacher_
             )
     if slow[-1] >= handoff:
         raise ValueError(f"partition: slow steps {slow} must end before the first fast step {handoff}")
+
+
+def _ending_with(steps: list[int], last: int) -> list[int]:
+    """As many steps, from the same first one on, evenly to `last`.
+
+    Raises:
+        ValueError: One step cannot start at both.
+    """
+    if steps[-1] == last:
+        return steps
+    if len(steps) == 1:
+        raise ValueError("partition.fast_steps must be at least 2 for a schedule with a terminal stretch, got 1")
+    return _between(steps[0], last, len(steps))
 
 
 def _spread(first: int, end: int, count: int) -> list[int]:

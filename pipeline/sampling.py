@@ -48,9 +48,7 @@ class PhasePlan:
 
     def __post_init__(self):
         if len(self.adapters) != len(self.sigmas) - 1:
-            raise ValueError(
-                f"a plan of {len(self.sigmas) - 1} steps needs as many adapters, got {len(self.adapters)}"
-            )
+            raise ValueError(f"a plan of {len(self.sigmas) - 1} steps needs as many adapters, got {len(self.adapters)}")
 
 
 def fixed_plan(sigmas: Tensor, adapter: str | None = None) -> PhasePlan:

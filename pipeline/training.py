@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline import adapters, flow
+from pipeline import adapters, backbones, flow
 from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest, save_torch
 from pipeline.backbones.base import Backbone, Conditioning, repeat
-from pipeline.guidance import Velocity, forwards, true_cfg
-from pipeline.params import PhaseParams, TrainingParams
+from pipeline.guidance import Velocity, forwards
+from pipeline.params import Params, PhaseParams, TrainingParams
 from pipeline.trajectories import Trajectories
 
 CHECKPOINT = "checkpoint.pt"
@@ -129,6 +129,17 @@ OBJECTIVES = {
 }
 
 
+def load_teacher(params: Params) -> Backbone:
+    """The teacher as a training holds it: its transformer alone. Raises ValueError as `backbones.load` does."""
+    teacher = params.teacher
+    backbone = backbones.load(
+        teacher.path, params.runtime.device, ("transformer",), teacher.dtype, teacher.quantization
+    )
+    if params.runtime.gradient_checkpointing:
+        backbone.transformer.enable_gradient_checkpointing()
+    return backbone
+
+
 def train(
     backbone: Backbone, trajectories: Trajectories, job: Job, checkpoint: Path | None = None
 ) -> Iterator[TrainStep]:
@@ -167,7 +178,7 @@ def train(
 
         model = _with_adapter(backbone, job.name)
         with _compute(backbone, settings.precision):
-            velocity = _student(model, conditioning, negative, job, objective.guided, grid)
+            velocity = _student(backbone, model, conditioning, negative, job, objective.guided, grid)
             losses = (velocity(x, sample.sigma).float() - target).square().flatten(1).mean(1)
         _check(losses.detach(), sample.sigma, train_step, job.name)
         loss = losses.mean()
@@ -238,9 +249,7 @@ def generator(seed: int, stream: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _draw(
-    trajectories: Trajectories, job: Job, train_step: int, device: torch.device
-) -> tuple[Sample, Conditioning]:
+def _draw(trajectories: Trajectories, job: Job, train_step: int, device: torch.device) -> tuple[Sample, Conditioning]:
     """One batch of (trajectory, student step) pairs."""
     count = min(job.trajectories or len(trajectories), len(trajectories))
     chosen = items(count * len(job.steps), job.settings.batch, job.settings.seed, train_step)
@@ -267,10 +276,12 @@ def _with_adapter(backbone: Backbone, name: str) -> Callable[..., Tensor]:
     """The backbone's velocity with an adapter at work.
 
     A float32 transformer runs with merged weights. In 16 bits a small delta would be lost in W + B A, and a large
-    transformer would hold a gradient per weight: there peft's low-rank path serves.
+    transformer would hold a gradient per weight: there peft's low-rank path serves, as it does for quantised
+    weights and under gradient checkpointing.
     """
     parameters = adapters.parameters(backbone.transformer, name)
-    merge = backbone.dtype == torch.float32
+    checkpointing = backbone.transformer.is_gradient_checkpointing  # runs a block again, without the merged weights
+    merge = backbone.dtype == torch.float32 and not checkpointing and adapters.fusable(backbone.transformer)
     adapters.select(backbone.transformer, None if merge else name)
     for parameter in parameters:  # peft freezes what is not selected
         parameter.requires_grad_(True)
@@ -282,6 +293,7 @@ def _with_adapter(backbone: Backbone, name: str) -> Callable[..., Tensor]:
 
 
 def _student(
+    backbone: Backbone,
     model: Callable[..., Tensor],
     conditioning: Conditioning,
     negative: Conditioning,
@@ -297,7 +309,7 @@ def _student(
     if not guided or forwards(job.true_cfg_scale) == 1:
         return on(conditioning)
     size = len(next(iter(conditioning.values())))
-    return true_cfg(on(conditioning), on(repeat(negative, size)), job.true_cfg_scale)
+    return backbone.guide(on(conditioning), on(repeat(negative, size)), job.true_cfg_scale)
 
 
 @contextmanager

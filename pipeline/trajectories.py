@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
-from pipeline.guidance import forwards, true_cfg
+from pipeline.guidance import forwards
 from pipeline.params import Params
 from pipeline.sampling import euler_states
 from pipeline.scenes import captions
@@ -75,6 +75,8 @@ class Recording:
     true_cfg_scale: float
     guidance_scale: float
     negative_prompt: str
+    dtype: str
+    quantization: str
 
     @classmethod
     def from_params(cls, params: Params, prompts: Sequence[str]) -> "Recording":
@@ -92,6 +94,8 @@ class Recording:
             true_cfg_scale=teacher.true_cfg_scale,
             guidance_scale=teacher.guidance_scale,
             negative_prompt=teacher.negative_prompt,
+            dtype=teacher.dtype,
+            quantization=teacher.quantization,
         )
 
     def __len__(self) -> int:
@@ -313,7 +317,7 @@ def _states(
     """The teacher's states of one range, each (count, T, C)."""
     height, width = recording.height, recording.width
     grid = backbone.grid(height, width)
-    velocity = true_cfg(
+    velocity = backbone.guide(
         base.field(backbone, conditioning, recording.guidance_scale, grid),
         base.field(backbone, base.repeat(negative, count), recording.guidance_scale, grid),
         recording.true_cfg_scale,

@@ -12,7 +12,8 @@ def main(params: Params) -> None:
     settings, teacher = params.trajectories, params.teacher
     prompts = load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "trajectories")
     recording = Recording.from_params(params, prompts)
-    backbone = backbones.load(teacher.path, params.runtime.device, parts=("text", "transformer"))
+    parts = ("text", "transformer")
+    backbone = backbones.load(teacher.path, params.runtime.device, parts, teacher.dtype, teacher.quantization)
     key = recording_key(recording, teacher.path, backbone.device)
     scratch = artifacts.checkpoint_dir("cache_trajectories", key)
     total = len(recording.ranges) * recording.steps

@@ -3,7 +3,7 @@
 import shutil
 from functools import partial
 
-from pipeline import artifacts, backbones, controls, training
+from pipeline import artifacts, controls, training
 from pipeline.params import Params
 from pipeline.partition import Partition
 from pipeline.trajectories import Trajectories
@@ -17,7 +17,7 @@ def main(params: Params) -> None:
     trajectories = Trajectories(artifacts.TRAJECTORIES)
     keys = [training.key(job, artifacts.TRAJECTORIES) for job in jobs]
     checkpoints = [artifacts.checkpoint_dir("train_controls", key) for key in keys]
-    backbone = backbones.load(params.teacher.path, params.runtime.device, parts=("transformer",))
+    backbone = training.load_teacher(params)
 
     histories = {}
     with artifacts.atomic_dir(artifacts.TRAIN_CONTROLS) as folder:

@@ -3,7 +3,7 @@
 import shutil
 from functools import partial
 
-from pipeline import artifacts, backbones, training
+from pipeline import artifacts, training
 from pipeline.params import Params
 from pipeline.partition import Partition
 from pipeline.trajectories import Trajectories
@@ -20,7 +20,7 @@ def main(params: Params) -> None:
         "slow", partition.slow.pairs, settings, params.teacher.guidance_scale, params.student.true_cfg_scale
     )
     checkpoint = artifacts.checkpoint_dir("train_slow", training.key(job, artifacts.TRAJECTORIES))
-    backbone = backbones.load(params.teacher.path, params.runtime.device, parts=("transformer",))
+    backbone = training.load_teacher(params)
     bar = partial(progress, total=settings.train_steps, what="training slow", unit="step")
 
     with artifacts.atomic_dir(artifacts.TRAIN_SLOW) as folder:

@@ -37,11 +37,12 @@ def facts(caption: Caption) -> list[dict]:
     rows = []
     for i, subject in enumerate(caption.subjects):
         other = caption.subjects[1 - i] if len(caption.subjects) == 2 else None
+        relation = caption.relation or "left of"  # where the layout puts the first of two
         rows.append(
             {
                 "shape": subject.shape,
                 "color": subject.color,
-                "relation": caption.relation if i == 0 else _INVERSE.get(caption.relation),
+                "relation": None if other is None else relation if i == 0 else _INVERSE[relation],
                 "other_shape": other.shape if other else None,
                 "other_color": other.color if other else None,
                 "count": subject.count,

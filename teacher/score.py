@@ -11,7 +11,6 @@ from tqdm import tqdm
 from pipeline import artifacts, backbones
 from pipeline.backbones import base
 from pipeline.evaluation.retention import proportion
-from pipeline.guidance import true_cfg
 from pipeline.sampling import euler
 from pipeline.scenes import captions, checker
 from pipeline.schedule import base_levels
@@ -23,7 +22,7 @@ def images(backbone: base.Backbone, prompts: list[str], seeds: list[int], steps:
     """Guided images of prompts, uint8 (B, 64, 64, 3), 2 * steps forwards."""
     positive = backbone.encode(prompts, T5_LENGTH)
     negative = base.repeat(backbone.encode([""], T5_LENGTH), len(prompts))
-    velocity = true_cfg(base.field(backbone, positive, 0.0), base.field(backbone, negative, 0.0), scale)
+    velocity = backbone.guide(base.field(backbone, positive, 0.0), base.field(backbone, negative, 0.0), scale)
     sigmas = backbone.schedule(64, 64).sigmas(base_levels(steps))
     with torch.inference_mode():
         return backbone.decode(euler(velocity, backbone.noise(seeds, 64, 64), sigmas), 64, 64).numpy()

@@ -17,17 +17,16 @@ STOCK_LENGTH = 512  # FluxPipeline's default max_sequence_length
 def clip_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer whose byte pairs make one token of every word of the grammar, the same ids in each process."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    merges = _byte_pairs(words())
+    merges = byte_pairs([[*word[:-1], f"{word[-1]}</w>"] for word in words()])
     pieces = [*letters, *(f"{c}</w>" for c in letters), *("".join(merge) for merge in merges)]
     vocab = {piece: i for i, piece in enumerate((*pieces, "<|startoftext|>", "<|endoftext|>"))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)
 
 
-def _byte_pairs(vocabulary: list[str]) -> list[tuple[str, str]]:
-    """Merges that join each word from its left; a later merge cannot break an earlier word, it ranks behind."""
+def byte_pairs(words: list[list[str]]) -> list[tuple[str, str]]:
+    """Merges that make one token of each word, given in pieces. Later merges rank behind and break no earlier word."""
     merges = []
-    for word in vocabulary:
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
+    for pieces in words:
         for merge in merges:
             pieces = _joined(pieces, merge)
         while len(pieces) > 1:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,21 +88,27 @@ class Project:
         return YAML(typ="safe", pure=True).load(path)["stages"] if path.exists() else {}
 
 
-def make_project(folder: Path, temporary: Path) -> Project:
-    """Clones the working tree, uncommitted changes and all, and swaps in the tiny teacher and the short profile."""
-    from tests.tiny import make_tiny_flux
+def make_project(folder: Path, temporary: Path, make_teacher: Callable[[Path], Path], **teacher) -> Project:
+    """Clones the working tree, uncommitted changes and all, and swaps in a tiny teacher and the short profile.
 
+    Args:
+        folder: Where it goes.
+        temporary: For what lies outside of it.
+        make_teacher: Writes the teacher.
+        teacher: Parameters of its section.
+    """
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file() and not name.startswith("artifacts/") and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    make_tiny_flux(folder / "artifacts" / "teacher")
+    make_teacher(folder / "artifacts" / "teacher")
     project = Project(folder, temporary)
     params = project.read_params()
     for section, values in SHORT.items():
         params[section] |= values
+    params["teacher"] |= teacher
     YAML().dump(params, folder / "params.yaml")
     project.succeed("git", "init", "--quiet", "--initial-branch", "main")
     project.succeed("git", "config", "user.name", "test")
@@ -113,8 +120,10 @@ def make_project(folder: Path, temporary: Path) -> Project:
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Project:
     """The small project after one undisturbed `dvc repro`; its tests leave it as they found it."""
+    from tests.tiny import make_tiny_flux  # diffusers takes seconds to import
+
     temporary = tmp_path_factory.mktemp("project")
-    project = make_project(temporary / "clone", temporary)
+    project = make_project(temporary / "clone", temporary, make_tiny_flux)
     project.start_revision = project.succeed("git", "rev-parse", "HEAD").strip()
     project.first_output = project.succeed("dvc", "repro")
     project.commit("first run")

@@ -107,6 +107,7 @@ def write_bundle(folder: Path, seed: int = 0, **changes: object) -> Path:
         "height": 64,
         "width": 64,
         "max_sequence_length": 16,
+        "dtype": "fp32",
         "guidance": {"teacher_true_cfg_scale": 3.0, "student_true_cfg_scale": 1.0, "guidance_scale": 3.5},
         "base_license": "apache-2.0",
         "rank": 2,

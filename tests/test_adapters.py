@@ -128,10 +128,11 @@ def test_phases_may_adapt_different_modules(backbone):
     assert torch.equal(output(backbone), bare)
 
 
-def test_fusing_names_a_module_that_is_not_there(backbone):
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_module_that_is_not_there_is_named(backbone, fused):
     state = {"nowhere.lora_A.weight": torch.zeros(1, 2), "nowhere.lora_B.weight": torch.zeros(2, 1)}
     with pytest.raises(ValueError, match="adapter slow changes nowhere, which the transformer does not have"):
-        adapters.FusedPhases(backbone.transformer, {"slow": state})
+        adapters.phases(backbone.transformer, {"slow": state}, fused)
 
 
 def test_folding_the_scale_keeps_the_delta(backbone):

@@ -36,6 +36,23 @@ def test_steps_of_each_rule(rule, slow_steps, fast_steps, slow, fast):
     assert (partition.slow.steps, partition.fast.steps) == (slow, fast)
 
 
+@pytest.mark.parametrize(
+    ("rule", "fast"),
+    [("snr", (10, 20, 30, 39, 49)), ("uniform", (25, 31, 37, 43, 49)), ("official", (10, 20, 30, 40, 49))],
+)
+def test_a_stretched_schedule_keeps_the_teachers_last_step(rule, fast):
+    """So the student's own run, stretched by its own last level, lies on the teacher's levels."""
+    qwen = Schedule(mu=0.69355, shift_terminal=0.02)
+    partition = compute(params_with(rule=rule, slow_steps=5, fast_steps=5), qwen)
+    assert partition.fast.steps == fast
+    assert qwen.sigmas(partition.u).tolist() == pytest.approx(partition.sigmas, abs=1e-12)
+
+
+def test_one_fast_step_cannot_keep_both_ends_of_a_stretched_schedule():
+    with pytest.raises(ValueError, match="partition.fast_steps must be at least 2 for a schedule with a terminal"):
+        compute(params_with(rule="snr", fast_steps=1), Schedule(mu=0.7, shift_terminal=0.02))
+
+
 @pytest.mark.parametrize("threshold_u", [0.9, 0.8, 0.79, 0.5])
 @pytest.mark.parametrize("teacher_steps", [20, 28, 50])
 def test_the_handoff_of_rule_snr_is_the_first_level_at_or_below_the_threshold(threshold_u, teacher_steps):

@@ -109,7 +109,7 @@ def test_unknown_split_is_refused():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a dog", "two red stars", "a star and a star", "a red star and a ring", "two star", "a stars"]
+    "text", ["", "a dog", "two red star", "a star and a star", "a red star and a ring", "two star", "a stars"]
 )
 def test_captions_outside_the_grammar_are_refused(text):
     with pytest.raises(ValueError, match="a caption must follow the scene grammar"):

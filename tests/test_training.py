@@ -201,7 +201,7 @@ def test_bfloat16_keeps_the_timestep_and_comes_close(recorded, trajectories):
 
 
 def test_a_transformer_in_16_bits_trains_an_adapter_in_32(recorded, trajectories):
-    backbone = backbones.load(recorded.teacher, "cpu", parts=("transformer",), dtype=torch.bfloat16)
+    backbone = backbones.load(recorded.teacher, "cpu", parts=("transformer",), dtype="bf16")
     base = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
     job = make_job(recorded, train_steps=30, learning_rate=0.01)
     losses = [record.loss for record in training.train(backbone, trajectories, job)]
@@ -209,6 +209,16 @@ def test_a_transformer_in_16_bits_trains_an_adapter_in_32(recorded, trajectories
     assert {tensor.dtype for tensor in adapters.state(backbone.transformer, "slow").values()} == {torch.float32}
     backbone.transformer.unload_lora()
     assert all(torch.equal(value, base[name]) for name, value in backbone.transformer.state_dict().items())
+
+
+def test_gradient_checkpointing_changes_no_loss(recorded, trajectories):
+    job, losses = make_job(recorded, precision="fp32", train_steps=3), []
+    for checkpointing in (False, True):
+        backbone = recorded.backbone()
+        if checkpointing:
+            backbone.transformer.enable_gradient_checkpointing()
+        losses.append([record.loss for record in training.train(backbone, trajectories, job)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_training_leaves_the_base_as_it_was(recorded, trajectories, tmp_path):

@@ -34,6 +34,8 @@ RECORDING = Recording(
     true_cfg_scale=3.0,
     guidance_scale=3.5,
     negative_prompt="",
+    dtype="fp32",
+    quantization="none",
 )
 
 

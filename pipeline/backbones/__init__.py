@@ -1,6 +1,6 @@
 """The model families, and which of them a diffusers directory holds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,12 +10,7 @@ from pipeline import artifacts
 from pipeline.backbones.base import Backbone
 
 PARTS = ("text", "transformer", "vae")
-
-
-def _flux(path: Path, device: torch.device, parts: Sequence[str], dtype: torch.dtype) -> Backbone:
-    with _quiet_transformers():
-        from pipeline.backbones.flux import FluxBackbone  # diffusers takes seconds to import
-    return FluxBackbone(path, device, parts, dtype)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @contextmanager
@@ -31,15 +26,34 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-FAMILIES: dict[str, Callable[[Path, torch.device, Sequence[str], torch.dtype], Backbone]] = {"FluxPipeline": _flux}
-"""Loader by the pipeline class that model_index.json names."""
+def _flux() -> type[Backbone]:
+    from pipeline.backbones.flux import FluxBackbone  # diffusers takes seconds to import
+
+    return FluxBackbone
+
+
+def _qwen_image() -> type[Backbone]:
+    from pipeline.backbones.qwen_image import QwenImageBackbone
+
+    return QwenImageBackbone
+
+
+def _z_image() -> type[Backbone]:
+    from pipeline.backbones.z_image import ZImageBackbone
+
+    return ZImageBackbone
+
+
+FAMILIES = {"FluxPipeline": _flux, "QwenImagePipeline": _qwen_image, "ZImagePipeline": _z_image}
+"""What imports a family, by the pipeline class that model_index.json names."""
 
 
 def load(
     path: str | Path,
     device: str | torch.device = "auto",
     parts: Sequence[str] = PARTS,
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "fp32",
+    quantization: str = "none",
 ) -> Backbone:
     """The backbone of a diffusers pipeline directory.
 
@@ -47,10 +61,12 @@ def load(
         path: The directory.
         device: A torch device, or "auto" for a GPU where there is one.
         parts: Which of "text", "transformer" and "vae" to load; the methods that need another one raise.
-        dtype: Of weights and latents.
+        dtype: Of weights and latents, one of DTYPES.
+        quantization: Of the transformer's linear layers: "int8", "fp8", "nf4", or "none".
 
     Raises:
-        ValueError: The directory is missing or unreadable, or nothing here knows its pipeline class.
+        ValueError: The directory is missing or unreadable, or nothing here knows its pipeline class,
+            or the package that quantises is not installed.
         FileNotFoundError: A configuration file is missing.
     """
     path = Path(path)
@@ -62,7 +78,9 @@ def load(
     name = artifacts.read_json(path / "model_index.json").get("_class_name")
     if name not in FAMILIES:
         raise ValueError(f"teacher: the pipeline class of {path} must be one of {', '.join(FAMILIES)}, got {name}")
-    return FAMILIES[name](path, resolve_device(device), tuple(parts), dtype)
+    with _quiet_transformers():
+        family = FAMILIES[name]()
+    return family(path, resolve_device(device), tuple(parts), DTYPES[dtype], quantization)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

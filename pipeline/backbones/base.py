@@ -1,7 +1,7 @@
 """What the pipeline asks of a model family."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,12 @@ class Backbone(Protocol):
             guidance_scale: Embedded guidance; unused by a transformer without it.
             grid: (rows, columns) of the tokens; None = square. Raises ValueError when T does not agree.
         """
+
+    def guide(self, cond: Velocity, uncond: Velocity, scale: float) -> Velocity:
+        """True CFG as the model's own pipeline does it; up to scale 1 it is `cond` itself."""
+
+    def stock_guidance(self, true_cfg_scale: float, guidance_scale: float, negative_prompt: str) -> dict[str, Any]:
+        """Keyword arguments that make a call of the model's own pipeline guided like that."""
 
     def decode(self, x: Tensor, height: int, width: int) -> Tensor:
         """The images of latents at sigma = 0: uint8 (B, height, width, 3) on the CPU, rounded as diffusers does."""

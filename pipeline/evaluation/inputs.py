@@ -64,7 +64,10 @@ def read(params: Params) -> Inputs:
         folder = artifacts.TRAIN_CONTROLS / job.name
         states[job.name] = adapters.read(folder)[0]
         files[job.name] = folder / adapters.WEIGHTS
-    backbone = backbones.load(params.teacher.path, params.runtime.device)
+    teacher = params.teacher
+    backbone = backbones.load(
+        teacher.path, params.runtime.device, dtype=teacher.dtype, quantization=teacher.quantization
+    )
     return Inputs(
         backbone,
         bundle,
@@ -79,6 +82,7 @@ def read(params: Params) -> Inputs:
             "code": artifacts.code_digest(),
             "device": backbone.device.type,
             "dtype": str(backbone.dtype),
+            "quantization": teacher.quantization,
             "height": params.teacher.height,
             "width": params.teacher.width,
             "max_sequence_length": params.teacher.max_sequence_length,

@@ -227,9 +227,7 @@ def _speed(content: Content) -> str:
             cells.append(f"{row[f'{name}_ms_batch{batch}']:.1f}")
             cells.append(f"{row[f'{prefix}speedup_batch{batch}']:.1f}×")
         rows.append(_row(arm, cells))
-    groups = (
-        tag("th", text(f"batch {batch}, {words}"), scope="colgroup", colspan=2) for batch, words, _, _ in parts
-    )
+    groups = (tag("th", text(f"batch {batch}, {words}"), scope="colgroup", colspan=2) for batch, words, _, _ in parts)
     heads = [
         [column("Arm", css="text", rowspan=2), *groups],
         [column(name) for _ in parts for name in ("ms", "speed-up")],

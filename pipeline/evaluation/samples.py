@@ -106,7 +106,7 @@ class Sampler:
             velocity = base.field(self.backbone, prompted.positive, self.guidance_scale, self.grid)
             if prompted.negative is not None:
                 unguided = base.field(self.backbone, prompted.negative, self.guidance_scale, self.grid)
-                velocity = guidance.true_cfg(velocity, unguided, arm.true_cfg_scale)
+                velocity = self.backbone.guide(velocity, unguided, arm.true_cfg_scale)
             return sampling.sample_plan(velocity, noise, arm.plan, self.weights.select)
 
     def decode(self, x: Tensor) -> np.ndarray:

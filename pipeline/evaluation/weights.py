@@ -1,4 +1,4 @@
-"""The adapters that the arms use, fused into the backbone's weights for one arm at a time."""
+"""The adapters that the arms use, on the backbone for one arm at a time; fused into its weights where they can be."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from pipeline.adapters import FusedPhases
+from pipeline.adapters import phases
 
 
 class ArmWeights:
-    """Full weights of the current arm's adapters, so that a student's forward costs what a bare one does.
+    """The current arm's adapters, as full weights: a student's forward then costs what a bare one does.
 
     Holds the adapters of one arm only: with the base, two or three copies of the adapted weights, however many arms.
+    On a quantised base they are low-rank modules.
     """
 
     def __init__(self, transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -24,7 +25,7 @@ class ArmWeights:
         self.transformer = transformer
         self.states = states
         self.held: frozenset[str] = frozenset()
-        self.phases = FusedPhases(transformer, {})
+        self.phases = phases(transformer, {})
 
     def hold(self, adapters: Iterable[str | None]) -> None:
         """Fuses the adapters of an arm and lets go of the others; the bare weights are in place afterwards.
@@ -37,7 +38,8 @@ class ArmWeights:
             raise ValueError(f"an arm needs the adapter {name!r}, got {', '.join(self.states) or 'none'}")
         self.phases.select(None)
         if names != self.held:
-            self.phases = FusedPhases(self.transformer, {name: self.states[name] for name in sorted(names)})
+            self.phases.close()
+            self.phases = phases(self.transformer, {name: self.states[name] for name in sorted(names)})
             self.held = names
 
     def select(self, name: str | None) -> None:

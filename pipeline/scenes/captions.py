@@ -22,7 +22,7 @@ _MIRROR = {"right of": "left of", "below": "above"}
 # Share of each task's combinations held out for (validation, evaluation). Tasks with few combinations give more.
 _HELD_OUT = {
     "single_object": (0.10, 0.45),
-    "counting": (0.10, 0.35),
+    "counting": (0.10, 0.30),
     "colors": (0.10, 0.30),
     "two_objects": (0.10, 0.30),
     "position": (0.10, 0.30),
@@ -73,9 +73,7 @@ def _phrase(subject: Subject) -> str:
 
 
 _SUBJECT = rf"({'|'.join(COUNTS)}) (?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})(?:e?s)?"
-_CAPTION = re.compile(
-    rf"^{_SUBJECT}(?: (and|{'|'.join(RELATIONS)}) {_SUBJECT})?(?: on ({'|'.join(BACKGROUNDS)}))?$"
-)
+_CAPTION = re.compile(rf"^{_SUBJECT}(?: (and|{'|'.join(RELATIONS)}) {_SUBJECT})?(?: on ({'|'.join(BACKGROUNDS)}))?$")
 
 
 def parse(text: str) -> Caption:
@@ -96,7 +94,7 @@ def _caption(match: re.Match) -> Caption | None:
     first = Subject(shape, color, COUNTS[number])
     if joint is None:
         task = "counting" if first.count > 1 else "colors" if color else "single_object"
-        return None if first.count > 1 and color else Caption(task, (first,), None, background)
+        return Caption(task, (first,), None, background)
     second = Subject(shape_2, color_2, COUNTS[number_2])
     if first.count > 1 or second.count > 1 or shape == shape_2:
         return None
@@ -127,14 +125,12 @@ def _combinations() -> dict[str, tuple[Caption, ...]]:
             Caption("two_objects", (Subject(a), Subject(b)), None, g) for (a, b), g in product(pairs, grounds)
         ),
         "counting": tuple(
-            Caption("counting", (Subject(s, None, n),), None, g) for s, n, g in product(SHAPES, (2, 3, 4), grounds)
+            Caption("counting", (Subject(s, c, n),), None, g)
+            for s, c, n, g in product(SHAPES, (None, *COLORS), (2, 3, 4), grounds)
         ),
-        "colors": tuple(
-            Caption("colors", (Subject(s, c),), None, g) for s, c, g in product(SHAPES, COLORS, grounds)
-        ),
+        "colors": tuple(Caption("colors", (Subject(s, c),), None, g) for s, c, g in product(SHAPES, COLORS, grounds)),
         "position": tuple(
-            Caption("position", (Subject(a), Subject(b)), r, g)
-            for (a, b), r, g in product(pairs, RELATIONS, grounds)
+            Caption("position", (Subject(a), Subject(b)), r, g) for (a, b), r, g in product(pairs, RELATIONS, grounds)
         ),
         "color_attribution": tuple(
             Caption("color_attribution", (Subject(a, c), Subject(b, d)), None, g)

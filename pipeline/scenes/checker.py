@@ -133,7 +133,7 @@ def _agrees(reading: Reading, caption: Caption) -> bool:
     if sorted(f.shape for f in reading.found) != sorted(s.shape for s in wanted):
         return False
     if caption.task == "counting":
-        return True
+        return all(caption.subjects[0].color in (None, thing.color) for thing in reading.found)
     # The subjects of one caption differ in shape, so the shape says which object is which.
     by_shape = {thing.shape: thing for thing in reading.found}
     things = [by_shape[subject.shape] for subject in wanted]

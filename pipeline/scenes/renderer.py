@@ -1,4 +1,4 @@
-"""Draws scenes: up to four flat shapes on a 2 x 2 layout, each cell two latent tokens wide."""
+"""Draws scenes: up to four flat shapes in an ordered layout, each in a field two latent tokens wide."""
 
 import math
 import random
@@ -11,9 +11,15 @@ from PIL import Image, ImageDraw
 from pipeline.scenes.captions import BACKGROUNDS, COLORS, Caption
 
 SIZE = 64  # pixels; with an 8x autoencoder and 2x2 packing, 4 x 4 latent tokens
-CELLS = ((16, 16), (48, 16), (16, 48), (48, 48))  # (x, y) centres, pixels
+PLACES = {  # (x, y) centres by the number of objects, pixels; multiples of 16, so that fields are whole tokens
+    1: ((32, 32),),
+    2: ((16, 32), (48, 32)),
+    3: ((32, 16), (16, 48), (48, 48)),
+    4: ((16, 16), (48, 16), (16, 48), (48, 48)),
+}
+COLUMN = ((32, 16), (32, 48))  # the centres of two objects above each other
 RADIUS = (9.5, 12.5)  # pixels, uniform
-JITTER = 2.0  # pixels, uniform in each axis; radius + jitter stays inside the cell
+JITTER = 2.0  # pixels, uniform in each axis; radius + jitter stays inside the field
 _SUPERSAMPLING = 4
 
 PALETTE = {
@@ -49,36 +55,33 @@ class Scene:
 
 
 def layout(caption: Caption, rng: random.Random) -> Scene:
-    """Draws what the caption leaves open: cells, jitter, sizes, unnamed colours and background."""
+    """Draws what the caption leaves open: jitter, sizes, unnamed colours and background."""
     colors = [s.color for s in caption.subjects for _ in range(s.count)]
     shapes = [s.shape for s in caption.subjects for _ in range(s.count)]
     things = tuple(
         Thing(
             shape,
             color or rng.choice(COLORS),
-            CELLS[cell][0] + rng.uniform(-JITTER, JITTER),
-            CELLS[cell][1] + rng.uniform(-JITTER, JITTER),
+            x + rng.uniform(-JITTER, JITTER),
+            y + rng.uniform(-JITTER, JITTER),
             rng.uniform(*RADIUS),
         )
-        for shape, color, cell in zip(shapes, colors, _cells(caption, len(shapes), rng), strict=True)
+        for shape, color, (x, y) in zip(shapes, colors, _places(caption, len(shapes)), strict=True)
     )
     return Scene(things, caption.background or rng.choice(BACKGROUNDS))
 
 
-def _cells(caption: Caption, count: int, rng: random.Random) -> list[int]:
-    line = rng.randrange(2)
-    row, column = [2 * line, 2 * line + 1], [line, line + 2]
+def _places(caption: Caption, count: int) -> tuple[tuple[int, int], ...]:
+    """Centres in the order of the caption's objects, which is from left to right unless a relation says otherwise."""
     match caption.relation:
-        case "left of":
-            return row
         case "right of":
-            return row[::-1]
+            return PLACES[2][::-1]
         case "above":
-            return column
+            return COLUMN
         case "below":
-            return column[::-1]
+            return COLUMN[::-1]
         case _:
-            return rng.sample(range(len(CELLS)), count)
+            return PLACES[count]
 
 
 @cache
@@ -94,8 +97,7 @@ def outline(shape: str) -> tuple[tuple[float, float], ...]:
             points = [(0, -0.95), (1.0, 0.85), (-1.0, 0.85)]
         case "star":
             points = [
-                (r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5))
-                for i, r in enumerate([1.05, 0.45] * 5)
+                (r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5)) for i, r in enumerate([1.05, 0.45] * 5)
             ]
         case "cross":
             a, b = 0.34, 1.0

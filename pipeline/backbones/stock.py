@@ -1,0 +1,249 @@
+"""What the families share: a diffusers pipeline directory, loaded in parts, around a FLUX-like packing of latents."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isqrt
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+from diffusers import DiffusionPipeline, FluxPipeline
+from torch import Tensor, nn
+
+from pipeline import artifacts
+from pipeline.backbones import quantization as quantizing
+from pipeline.backbones.base import Conditioning
+from pipeline.guidance import Velocity, forwards, true_cfg
+from pipeline.schedule import Schedule
+
+
+class StockBackbone:
+    """A backbone (see base.py) over a diffusers pipeline directory; a family fills in what differs.
+
+    A family gives the class attributes, `pixels_per_token`, `latent_channels`, `encode`, `stock_guidance`, `_forward`
+    and `_decode`.
+
+    Args:
+        path: The directory.
+        device: Where the loaded parts lie.
+        parts: Which of "text", "transformer" and "vae" to load.
+        dtype: Of weights and latents.
+        quantization: Of the transformer's linear layers, one of `quantization.PACKAGES`; "none" = as they are.
+
+    Raises:
+        ValueError: A part is missing or does not fit its configuration.
+        FileNotFoundError: A configuration file is missing.
+    """
+
+    family: ClassVar[str]
+    lora_targets: ClassVar[dict[str, list[str]]]
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    part_modules: ClassVar[dict[str, tuple[str, ...]]]
+    """The sub-folders of each part."""
+    lora_options: ClassVar[dict[str, Any]] = {}
+    """What the stock pipeline's `lora_state_dict` takes to give (state, alphas) where it gives alphas at all."""
+
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        parts: Sequence[str],
+        dtype: torch.dtype,
+        quantization: str = "none",
+    ):
+        self.device, self.dtype, self.parts = device, dtype, tuple(parts)
+        self.transformer_config: dict[str, Any] = artifacts.read_json(path / "transformer" / "config.json")
+        self.vae_config: dict[str, Any] = artifacts.read_json(path / "vae" / "config.json")
+        self._scheduler_config = artifacts.read_json(path / "scheduler" / "scheduler_config.json")
+        modules = self.part_modules
+        options: dict[str, Any] = {name: None for part in modules if part not in parts for name in modules[part]}
+        if quantization != "none" and "transformer" in parts:
+            options["quantization_config"] = quantizing.config(quantization, dtype)
+        for name in (name for part in parts for name in modules[part]):
+            if not (path / name).is_dir():
+                raise ValueError(f"teacher: {path / name} does not exist")
+        try:
+            with _no_loading_bars():
+                self._pipe = self.pipeline_class.from_pretrained(
+                    str(path), dtype=dtype, local_files_only=True, **options
+                )
+        except (OSError, RuntimeError, KeyError) as error:
+            raise ValueError(f"teacher: {path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        self._pipe.to(device)
+        for module in self._pipe.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Height and width of a token in pixels: the autoencoder's scale, twice."""
+        raise NotImplementedError
+
+    @property
+    def latent_channels(self) -> int:
+        """Of a packed token: four times the autoencoder's."""
+        raise NotImplementedError
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        """Of the noise, and so of the latents."""
+        return self.dtype
+
+    @property
+    def transformer(self) -> nn.Module:
+        """Frozen and in eval mode. Raises ValueError when it was not loaded."""
+        return self.part("transformer").transformer
+
+    @property
+    def pipeline(self) -> DiffusionPipeline:
+        """The stock pipeline around the same modules; those of parts that were not loaded are None."""
+        return self._pipe
+
+    def skeleton(self) -> nn.Module:
+        """The transformer without weights, on the meta device.
+
+        Raises:
+            ValueError: diffusers has no transformer of the class that the configuration names.
+        """
+        name = self.transformer_config.get("_class_name", "")
+        transformer_class = getattr(diffusers, name, None)
+        if transformer_class is None:
+            raise ValueError(f"teacher: the transformer's class must be one of diffusers, got {name!r}")
+        with torch.device("meta"):
+            return transformer_class.from_config(self.transformer_config)
+
+    def part(self, name: str) -> DiffusionPipeline:
+        """The stock pipeline, with the modules of one part. Raises ValueError when it was not loaded."""
+        if name not in self.parts:
+            raise ValueError(f"the part {name!r} was not loaded, only {', '.join(self.parts) or 'none'}")
+        return self._pipe
+
+    def schedule(self, height: int, width: int) -> Schedule:
+        """The noise levels for images of height x width pixels."""
+        return Schedule.from_scheduler_config(self._scheduler_config, self.latent_shape(height, width)[0])
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the tokens.
+
+        Raises:
+            ValueError: height or width is no positive multiple of the pixels of a token.
+        """
+        size = self.pixels_per_token
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < 1 or pixels % size:
+                raise ValueError(f"teacher.{name} must be a positive multiple of {size} pixels, got {pixels}")
+        return height // size, width // size
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(T, C) of one packed latent. Raises as grid does."""
+        rows, columns = self.grid(height, width)
+        return rows * columns, self.latent_channels
+
+    def noise(self, seeds: Sequence[int], height: int, width: int) -> Tensor:
+        """x at sigma = 1, shape (B, T, C): row i from torch.Generator("cpu").manual_seed(seeds[i])."""
+        rows, columns = self.grid(height, width)
+        shape = (1, self.latent_channels // 4, 2 * rows, 2 * columns)
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        noise = [torch.randn(shape, generator=generator, dtype=self.latent_dtype) for generator in generators]
+        return pack(torch.cat(noise)).to(self.device)
+
+    def velocity(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: float,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """v(x, sigma), shape (B, T, C) in x's dtype.
+
+        Args:
+            x: Latents, shape (B, T, C).
+            sigma: Noise level of each, shape (B,).
+            conditioning: As encode gives it, of B prompts.
+            guidance_scale: Embedded guidance; unused by a transformer without it.
+            grid: (rows, columns) of the tokens; None = square.
+
+        Raises:
+            ValueError: T is not rows * columns, or no square where grid is None.
+        """
+        rows, columns = grid or (isqrt(x.shape[1]),) * 2
+        if rows * columns != x.shape[1]:
+            raise ValueError(f"grid must be (rows, columns) of the {x.shape[1]} tokens, got {(rows, columns)}")
+        conditioning = {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in conditioning.items()
+        }
+        timestep = 1000 * sigma.to(self.device, torch.float32)
+        v = self._forward(x.to(self.device, self.dtype), timestep, conditioning, guidance_scale, (rows, columns))
+        return v.to(x.dtype)
+
+    def guide(self, cond: Velocity, uncond: Velocity, scale: float) -> Velocity:
+        """True CFG as the stock pipeline does it."""
+        return true_cfg(cond, uncond, scale)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, height: int, width: int) -> Tensor:
+        """uint8 (B, height, width, 3) on the CPU: round(255 clamp(image / 2 + 1 / 2, 0, 1))."""
+        self.part("vae")
+        latents = unpack(x.to(self.device, self.dtype), self.grid(height, width))
+        image = (self._decode(latents) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
+        return (image * 255).round().to(torch.uint8).cpu()
+
+    def _forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: float,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """One forward: x (B, T, C) in the weights' dtype, timestep (B,) = 1000 sigma in float32."""
+        raise NotImplementedError
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+
+def stock_true_cfg(scale: float, negative_prompt: str) -> dict[str, Any]:
+    """Keyword arguments of a stock pipeline for true CFG; none where it is off."""
+    return {"true_cfg_scale": scale, "negative_prompt": negative_prompt} if forwards(scale) == 2 else {}
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, 2 rows, 2 columns) -> (B, rows * columns, 4 C)."""
+    return FluxPipeline._pack_latents(latents, *latents.shape)
+
+
+def unpack(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, rows * columns, 4 C) -> (B, C, 2 rows, 2 columns)."""
+    rows, columns = grid
+    return FluxPipeline._unpack_latents(x, 2 * rows, 2 * columns, vae_scale_factor=1)
+
+
+def pad(sequences: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Sequences (L_i, D) padded with zeros to (B, length, D), and which tokens are theirs, bool (B, length)."""
+    padded = sequences[0].new_zeros(len(sequences), length, sequences[0].shape[1])
+    mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = True
+    return padded, mask
+
+
+@contextmanager
+def _no_loading_bars() -> Iterator[None]:
+    """Loading a teacher shows no progress bars of its own."""
+    libraries = [transformers.utils.logging, diffusers.utils.logging]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

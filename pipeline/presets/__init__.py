@@ -1,0 +1,99 @@
+"""Presets: params.yaml for a teacher, with the reason of every value in the preset's own file."""
+
+import json
+import re
+import statistics
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline import params
+from pipeline.artifacts import atomic_file
+
+Change = tuple[str, Any, Any]
+"""(section.key, value before, value after)"""
+
+
+def names() -> list[str]:
+    """The presets that the package brings."""
+    return sorted(file.name.removesuffix(".yaml") for file in files(__name__).iterdir() if file.name.endswith(".yaml"))
+
+
+def apply(name: str, path: str | Path = "params.yaml") -> list[Change]:
+    """Rewrites a parameter file with a preset's values; its comments and all other values stay.
+
+    Args:
+        name: One of `names`.
+        path: The parameter file.
+
+    Returns:
+        What changed; an empty list leaves the file as it is.
+
+    Raises:
+        ValueError: There is no such preset; the file is missing or not valid, before or after; a value that changes
+            does not stand on one line.
+    """
+    if name not in names():
+        raise ValueError(f"the preset must be one of {', '.join(names())}, got {name}")
+    params.load(path)
+    text = Path(path).read_text(encoding="utf-8")
+    content, wanted = YAML().load(text), _read((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))
+    changes = [
+        (section, key, value)
+        for section, values in wanted.items()
+        for key, value in values.items()
+        if content[section][key] != value
+    ]
+    lines, column = text.splitlines(), _comment_column(text)
+    for section, key, value in changes:
+        row, start = content[section].lc.value(key)
+        _, comment = _VALUE.fullmatch(lines[row][start:]).groups(default="")
+        line = lines[row][:start] + _scalar(value)
+        lines[row] = f"{line.ljust(column - 1)} {comment.strip()}" if comment else line
+    text = "\n".join(lines) + "\n"
+    _check(text, content, changes, path)
+    if changes:
+        with atomic_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return [(f"{section}.{key}", content[section][key], value) for section, key, value in changes]
+
+
+_VALUE = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|\[[^]]*\]|[^#]*?)(\s+#.*)?\s*""")
+"""A value on one line, and its comment."""
+
+
+def _read(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _comment_column(text: str) -> int:
+    """Where most comments behind a value start."""
+    starts = [match.end(1) for match in re.finditer(r"^( *\w+: .*? +)#", text, re.MULTILINE)]
+    columns = [start - text.rfind("\n", 0, start) - 1 for start in starts]
+    return statistics.mode(columns) if columns else 0
+
+
+def _scalar(value: Any) -> str:
+    """A value as params.yaml writes it."""
+    if isinstance(value, float) and value != 0 and abs(value) < 0.01:
+        mantissa, exponent = f"{value:e}".split("e")
+        return f"{float(mantissa)}e{int(exponent)}"
+    return json.dumps(value) if value == "" or value == " " or not isinstance(value, str | list) else _plain(value)
+
+
+def _plain(value: str | list[str]) -> str:
+    return f"[{', '.join(value)}]" if isinstance(value, list) else value
+
+
+def _check(text: str, content: Any, changes: list[tuple[str, str, Any]], path: str | Path) -> None:
+    """The new text must say what the old one said, but for the changes."""
+    expected = {section: dict(values) for section, values in content.items()}
+    for section, key, value in changes:
+        expected[section][key] = value
+    rewritten = _read(text)
+    if rewritten != expected:
+        keys = ", ".join(f"{section}.{key}" for section, key, _ in changes)
+        raise ValueError(f"{path}: each of {keys} must stand on one line for a preset to rewrite it")
+    params.from_dict(rewritten)

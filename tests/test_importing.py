@@ -1,0 +1,150 @@
+"""LoRA files of other trainers become bundles with the delta that their own loaders would give."""
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+
+from pipeline import adapters, backbones, export, importing
+from pipeline.cli import main
+from tests.recorded import small_params
+from tests.tiny import make_tiny_flux, make_tiny_qwen_image
+
+MODULE = {"flux": "single_transformer_blocks.0.attn.to_q", "qwen_image": "transformer_blocks.0.attn.to_k"}
+STEPS = {"slow": 2, "fast": 2}
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    return {"flux": make_tiny_flux(folder / "flux"), "qwen_image": make_tiny_qwen_image(folder / "qwen")}
+
+
+def matrices(rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rank, 32, generator=generator), torch.randn(32, rank, generator=generator)
+
+
+def write(path, keys, rank=2, alpha=None, seed=0):
+    """A LoRA file of one module; `keys` are those of A, B and alpha."""
+    a, b = matrices(rank, seed)
+    tensors = {keys[0]: a, keys[1]: b} | ({} if alpha is None else {keys[2]: torch.tensor(float(alpha))})
+    save_file(tensors, path)
+    return path
+
+
+def diffusers_keys(module):
+    return f"transformer.{module}.lora_A.weight", f"transformer.{module}.lora_B.weight", f"transformer.{module}.alpha"
+
+
+def kohya_keys(module):
+    name = f"lora_unet_{module.replace('.', '_')}"
+    return f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"
+
+
+def comfy_keys(module):
+    name = f"diffusion_model.{module}"
+    return f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "alpha"),
+    [
+        ("flux", diffusers_keys, None),
+        ("flux", diffusers_keys, 8),
+        ("qwen_image", diffusers_keys, None),
+        ("qwen_image", kohya_keys, 8),
+        ("qwen_image", comfy_keys, 8),
+    ],
+)
+def test_a_file_has_the_delta_that_its_alpha_says(teachers, tmp_path, family, keys, alpha):
+    backbone = backbones.load(teachers[family], "cpu", ())
+    state = importing.read(write(tmp_path / "x.safetensors", keys(MODULE[family]), alpha=alpha), backbone)
+    a, b = matrices(2, 0)
+    torch.testing.assert_close(adapters.delta(state, MODULE[family]), (1 if alpha is None else alpha / 2) * b @ a)
+
+
+def test_a_fused_matrix_of_kohya_becomes_the_projections_of_flux(teachers, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 32, generator=generator), torch.randn(96, 2, generator=generator)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(4.0)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    state = importing.read(tmp_path / "x.safetensors", backbones.load(teachers["flux"], "cpu", ()))
+    for i, projection in enumerate(("to_q", "to_k", "to_v")):
+        delta = adapters.delta(state, f"transformer_blocks.0.attn.{projection}")
+        torch.testing.assert_close(delta, 2 * b[32 * i : 32 * (i + 1)] @ a)
+
+
+@pytest.fixture
+def params(teachers):
+    return small_params(teachers["flux"])
+
+
+def test_the_bundle_is_loaded_by_stock_code_and_generates(teachers, tmp_path, params):
+    files = {
+        "slow": write(tmp_path / "s.safetensors", diffusers_keys(MODULE["flux"]), rank=2, alpha=4),
+        "fast": write(tmp_path / "f.safetensors", diffusers_keys(MODULE["flux"]), rank=3, seed=1),
+    }
+    bundle = importing.bundle(files, params, tmp_path / "bundle", "uniform", STEPS, strength=0.5)
+    assert bundle.rank == 3 and len(bundle.steps) == 4
+    pipe = DiffusionPipeline.from_pretrained(teachers["flux"])
+    for phase in export.PHASES:
+        pipe.load_lora_weights(bundle.folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
+    layer = pipe.transformer.get_submodule(MODULE["flux"])
+    for phase, (rank, seed, scale) in {"slow": (2, 0, 2.0), "fast": (3, 1, 1.0)}.items():
+        a, b = matrices(rank, seed)
+        torch.testing.assert_close(layer.get_delta_weight(phase), 0.5 * scale * b @ a, rtol=1e-5, atol=1e-5)
+    images = export.generate(backbones.load(teachers["flux"], "cpu"), bundle, ["a star"], [0])
+    assert images.shape == (1, 64, 64, 3)
+
+
+FOREIGN = {  # the shapes of A and B, and what is said of them
+    "transformer.nowhere": ((2, 4), (4, 2), "changes nowhere, which the transformer of .* does not have"),
+    f"transformer.{MODULE['flux']}": (
+        (2, 64),
+        (64, 2),
+        r"was trained for another base: .* must be \(32, 32\) as in .*, got \(64, 64\)",
+    ),
+    "text_encoder.x": ((2, 4), (4, 2), "must hold a LoRA of the transformer alone, got text_enc"),
+}
+
+
+@pytest.mark.parametrize("module", FOREIGN)
+def test_a_pair_for_another_base_is_refused_and_nothing_is_written(tmp_path, params, module):
+    a, b, message = FOREIGN[module]
+    tensors = {f"{module}.lora_A.weight": torch.zeros(a), f"{module}.lora_B.weight": torch.zeros(b)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    files = dict.fromkeys(("slow", "fast"), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=message):
+        importing.bundle(files, params, tmp_path / "bundle", "official", STEPS)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_file_that_is_missing_or_no_lora_is_one_sentence(tmp_path, teachers):
+    backbone = backbones.load(teachers["flux"], "cpu", ())
+    with pytest.raises(ValueError, match="x.safetensors is missing"):
+        importing.read(tmp_path / "x.safetensors", backbone)
+    (tmp_path / "x.safetensors").write_text("no")
+    with pytest.raises(ValueError, match="x.safetensors is no safetensors file"):
+        importing.read(tmp_path / "x.safetensors", backbone)
+
+
+def test_the_command_imports_a_pair(tmp_path, monkeypatch, teachers):
+    from ruamel.yaml import YAML
+
+    from tests.recorded import ROOT
+
+    content = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    content["teacher"]["path"] = str(teachers["flux"])
+    YAML().dump(content, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    file = str(write(tmp_path / "x.safetensors", diffusers_keys(MODULE["flux"])))
+    result = CliRunner().invoke(main, ["import", file, file, "--out", "pair"])
+    assert result.exit_code == 0, result.output
+    assert "pair: 10 steps, rank 2" in result.output
+    official = (1, 0.96, 0.92, 0.88, 0.84, 0.8, 0.6, 0.4, 0.2, 0.02)
+    assert export.Bundle.load(tmp_path / "pair").u == pytest.approx(official)
+    again = CliRunner().invoke(main, ["import", file, file, "--out", "pair"])
+    assert again.exit_code == 1 and "--out must not be there yet, got pair" in again.output

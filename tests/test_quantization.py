@@ -1,0 +1,72 @@
+"""A quantised teacher: its adapters train and act as low-rank modules."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from pipeline import adapters, backbones, training
+from pipeline.backbones import base
+from pipeline.backbones.quantization import PACKAGES
+from pipeline.trajectories import Trajectories
+from tests.recorded import record_tiny
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return record_tiny(tmp_path_factory.mktemp("recorded"))
+
+
+def load(recorded, quantization, parts=("transformer",)):
+    return backbones.load(recorded.teacher, "cpu", parts, "bf16", quantization)
+
+
+def output(backbone, recorded):
+    conditioning = Trajectories(recorded.trajectories).conditioning([0, 1])
+    x = backbone.noise([1, 2], 64, 64)
+    with torch.no_grad():
+        return base.field(backbone, conditioning, 3.5)(x, torch.tensor([0.9, 0.4])).float()
+
+
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="pip install -e '.[quantization]'")
+
+
+@needs_torchao
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_eight_bits_a_weight_nearly_keep_the_velocity(recorded, kind):
+    plain, quantised = load(recorded, "none"), load(recorded, kind)
+    assert adapters.fusable(plain.transformer) and not adapters.fusable(quantised.transformer)
+    error = (output(quantised, recorded) - output(plain, recorded)).norm() / output(plain, recorded).norm()
+    assert 0 < error < 0.1
+
+
+@needs_torchao
+def test_an_adapter_trains_on_a_quantised_base_and_acts_there(recorded, tmp_path):
+    backbone = load(recorded, "int8")
+    bare = output(backbone, recorded)
+    settings = training.Settings.of(recorded.params.training, recorded.params.train_slow)
+    settings = replace(settings, train_steps=30, learning_rate=0.01)
+    job = training.Job("slow", recorded.partition.slow.pairs, settings, 3.5, 1.0)
+    history = training.train_to(tmp_path, backbone, Trajectories(recorded.trajectories), job)
+    assert sum(r.loss for r in history[-5:]) < 0.9 * sum(r.loss for r in history[:5])
+    assert torch.equal(output(backbone, recorded), bare), "the base is as it was"
+
+    state, _ = adapters.read(tmp_path)
+    with adapters.acting(backbone.transformer, {"slow": state}) as select:  # fused is asked for, low-rank is given
+        assert torch.equal(output(backbone, recorded), bare)
+        select("slow")
+        assert not torch.allclose(output(backbone, recorded), bare, rtol=1e-2)
+    assert torch.equal(output(backbone, recorded), bare)
+
+
+@needs_torchao
+def test_only_the_transformer_is_quantised(recorded):
+    backbone = load(recorded, "int8", backbones.PARTS)
+    assert adapters.fusable(backbone.pipeline.text_encoder_2)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, package in PACKAGES.items() if find_spec(package) is None])
+def test_a_package_that_is_not_installed_is_named(recorded, kind):
+    with pytest.raises(ValueError, match=f"teacher.quantization {kind} needs {PACKAGES[kind]}: pip install"):
+        load(recorded, kind)
