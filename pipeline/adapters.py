@@ -45,7 +45,15 @@ def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, se
     if targets not in backbone.lora_targets:
         known = ", ".join(backbone.lora_targets)
         raise ValueError(f"training.targets must be one of {known} for {backbone.family}, got {targets!r}")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(backbone.lora_targets[targets]))
+    suffixes = tuple(f".{suffix}" for suffix in backbone.lora_targets[targets])
+    modules = backbone.transformer.named_modules()
+    foreign = [name for name, m in modules if f".{name}".endswith(suffixes) and not isinstance(m, nn.Linear)]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(backbone.lora_targets[targets]),
+        exclude_modules=foreign or None,  # an activation can have the name of another block's linear layer
+    )
     backbone.transformer.add_adapter(config, name)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

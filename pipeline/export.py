@@ -178,7 +178,9 @@ def write(
         tensors = {adapters.DIFFUSERS_PREFIX + key: tensor for key, tensor in state.items()}
         save_safetensors(folder / f"{phase}.safetensors", tensors, {"format": "pt"})
     config = read["slow"][1]
-    folded = LoraConfig(r=config.r, lora_alpha=config.r, target_modules=config.target_modules)
+    folded = LoraConfig(
+        r=config.r, lora_alpha=config.r, target_modules=config.target_modules, exclude_modules=config.exclude_modules
+    )
     folded.base_model_name_or_path = teacher.path
     adapters.write_config(folder, folded)
 
