@@ -111,7 +111,8 @@ def write_configs(model: Model, folder: Path) -> None:
     artifacts.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     artifacts.write_json(folder / "vae" / "config.json", model.vae)
     index = {"_class_name": model.pipeline, "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
-    for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
+    pair = ("_2",) if model.pipeline == "FluxPipeline" else ()
+    for name in ("vae", *(f"{part}{end}" for part in ("text_encoder", "tokenizer") for end in ("", *pair))):
         index[name] = [None, None]
     index["transformer"] = ["diffusers", model.transformer]
     artifacts.write_json(folder / "model_index.json", index)
@@ -196,7 +197,7 @@ def train_seconds(backbone: Backbone, trajectories: Trajectories, partition: Par
         alpha=RANK,
         targets="attention",
         batch=1,
-        precision="bf16",
+        precision="bf16" if backbone.device.type == "cuda" else "fp32",  # a CPU recomputes with other kernels
         checkpoint_every=10**6,
         learning_rate=1e-4,
         train_steps=steps + 1,
@@ -209,6 +210,7 @@ def train_seconds(backbone: Backbone, trajectories: Trajectories, partition: Par
         times.append(time.perf_counter() - start)
         start = time.perf_counter()
     backbone.transformer.disable_gradient_checkpointing()
+    backbone.transformer.unload_lora()
     return statistics.median(times[1:])
 
 
