@@ -69,6 +69,7 @@ def _adapters(backbone, settings: Params, folders: Iterable[tuple[str, Path]]) -
             for key, tensor in state.items()
         }
         adapters.save(folder, state, config)
+        backbone.transformer.unload_lora()
 
 
 FAULTS = {"teacher": 0.05, "base_guided": 0.1, "student": 0.2, "official": 1.0}  # share of wrong images, else FAULT
