@@ -197,7 +197,7 @@ def train_seconds(backbone: Backbone, trajectories: Trajectories, partition: Par
         alpha=RANK,
         targets="attention",
         batch=1,
-        precision="bf16" if backbone.device.type == "cuda" else "fp32",  # a CPU recomputes with other kernels
+        precision="bf16",
         checkpoint_every=10**6,
         learning_rate=1e-4,
         train_steps=steps + 1,

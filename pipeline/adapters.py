@@ -47,7 +47,7 @@ def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, se
         raise ValueError(f"training.targets must be one of {known} for {backbone.family}, got {targets!r}")
     suffixes = tuple(f".{suffix}" for suffix in backbone.lora_targets[targets])
     modules = backbone.transformer.named_modules()
-    foreign = [name for name, m in modules if f".{name}".endswith(suffixes) and not isinstance(m, nn.Linear)]
+    foreign = [path for path, module in modules if f".{path}".endswith(suffixes) and not _linear(module)]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -276,6 +276,11 @@ def acting(
         yield ready.select
     finally:
         ready.close()
+
+
+def _linear(module: nn.Module) -> bool:
+    """Whether an adapter can go there: a linear layer, bare or with adapters already."""
+    return isinstance(module.get_base_layer() if isinstance(module, LoraLayer) else module, nn.Linear)
 
 
 def _layers(transformer: nn.Module, name: str) -> Iterator[tuple[str, LoraLayer]]:

@@ -54,6 +54,13 @@ def test_a_new_adapter_changes_nothing_and_trains_alone(backbone, targets):
     assert trains == {id(p) for p in adapters.parameters(backbone.transformer, "slow")}
 
 
+def test_an_adapter_goes_on_top_of_another(backbone):
+    alone = random_state(backbone, "all", seed=1)
+    adapters.add(backbone, "slow", rank=3, alpha=3, targets="attention", seed=0)
+    adapters.add(backbone, "fast", rank=3, alpha=3, targets="all", seed=1)
+    assert adapters.state(backbone.transformer, "fast").keys() == alone.keys()
+
+
 def test_all_targets_are_every_linear_layer(backbone):
     modules = linear_modules(backbone.transformer)
     state = random_state(backbone, "all", seed=0)

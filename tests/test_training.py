@@ -211,14 +211,15 @@ def test_a_transformer_in_16_bits_trains_an_adapter_in_32(recorded, trajectories
     assert all(torch.equal(value, base[name]) for name, value in backbone.transformer.state_dict().items())
 
 
-def test_gradient_checkpointing_changes_no_loss(recorded, trajectories):
-    job, losses = make_job(recorded, precision="fp32", train_steps=3), []
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradient_checkpointing_changes_no_loss(recorded, trajectories, precision):
+    job, losses = make_job(recorded, precision=precision, train_steps=3), []
     for checkpointing in (False, True):
         backbone = recorded.backbone()
         if checkpointing:
             backbone.transformer.enable_gradient_checkpointing()
         losses.append([record.loss for record in training.train(backbone, trajectories, job)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "fp32" else 1e-2)  # merged weights or not
 
 
 def test_training_leaves_the_base_as_it_was(recorded, trajectories, tmp_path):

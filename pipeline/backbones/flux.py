@@ -7,7 +7,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import StockBackbone, stock_true_cfg
+from pipeline.backbones.stock import Inputs, StockBackbone, stock_true_cfg
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ATTENTION = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
@@ -51,26 +51,16 @@ class FluxBackbone(StockBackbone):
         """`guidance_scale` is the embedded one."""
         return {"guidance_scale": guidance_scale, **stock_true_cfg(true_cfg_scale, negative_prompt)}
 
-    def _forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        guidance_scale: float,
-        grid: tuple[int, int],
-    ) -> Tensor:
-        embeds = conditioning["prompt_embeds"]
-        guidance = None
-        if self.transformer_config["guidance_embeds"]:
-            guidance = torch.full((len(x),), guidance_scale, dtype=torch.float32, device=self.device)
+    def _forward(self, inputs: Inputs) -> Tensor:
+        x, embeds = inputs.x, inputs.conditioning["prompt_embeds"]
         return self.transformer(
             hidden_states=x,
-            timestep=timestep.to(self.dtype) / 1000,  # diffusers rounds the timestep, not sigma, to the latents' dtype
-            guidance=guidance,
-            pooled_projections=conditioning["pooled_prompt_embeds"],
+            timestep=inputs.timestep.to(x.dtype) / 1000,  # diffusers rounds the timestep, not sigma
+            guidance=inputs.guidance,
+            pooled_projections=inputs.conditioning["pooled_prompt_embeds"],
             encoder_hidden_states=embeds,
-            txt_ids=torch.zeros(embeds.shape[1], 3, dtype=self.dtype, device=self.device),
-            img_ids=FluxPipeline._prepare_latent_image_ids(len(x), *grid, self.device, self.dtype),
+            txt_ids=torch.zeros(embeds.shape[1], 3, dtype=x.dtype, device=x.device),
+            img_ids=FluxPipeline._prepare_latent_image_ids(len(x), *inputs.grid, x.device, x.dtype),
             return_dict=False,
         )[0]
 

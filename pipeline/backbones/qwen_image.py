@@ -7,7 +7,7 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import StockBackbone, pad, stock_true_cfg
+from pipeline.backbones.stock import Inputs, StockBackbone, pad, stock_true_cfg
 from pipeline.guidance import Velocity, true_cfg_norm_rescaled
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -54,26 +54,16 @@ class QwenImageBackbone(StockBackbone):
         embedded = {"guidance_scale": guidance_scale} if self.transformer_config.get("guidance_embeds") else {}
         return embedded | (stock_true_cfg(true_cfg_scale, negative_prompt) or {"true_cfg_scale": 1.0})
 
-    def _forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        guidance_scale: float,
-        grid: tuple[int, int],
-    ) -> Tensor:
-        mask = conditioning["prompt_embeds_mask"]
+    def _forward(self, inputs: Inputs) -> Tensor:
+        mask = inputs.conditioning["prompt_embeds_mask"]
         mask = mask[:, : int(mask.sum(1).max())]  # no row of the batch is longer
-        guidance = None
-        if self.transformer_config.get("guidance_embeds"):
-            guidance = torch.full((len(x),), guidance_scale, dtype=torch.float32, device=self.device)
         return self.transformer(
-            hidden_states=x,
-            timestep=timestep.to(self.dtype) / 1000,
-            guidance=guidance,
-            encoder_hidden_states=conditioning["prompt_embeds"][:, : mask.shape[1]],
+            hidden_states=inputs.x,
+            timestep=inputs.timestep.to(inputs.x.dtype) / 1000,
+            guidance=inputs.guidance,
+            encoder_hidden_states=inputs.conditioning["prompt_embeds"][:, : mask.shape[1]],
             encoder_hidden_states_mask=None if mask.all() else mask,
-            img_shapes=[[(1, *grid)]] * len(x),
+            img_shapes=[[(1, *inputs.grid)]] * len(inputs.x),
             return_dict=False,
         )[0]
 

@@ -1,7 +1,9 @@
 """What the families share: a diffusers pipeline directory, loaded in parts, around a FLUX-like packing of latents."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,11 +22,23 @@ from pipeline.guidance import Velocity, forwards, true_cfg
 from pipeline.schedule import Schedule
 
 
-class StockBackbone:
-    """A backbone (see base.py) over a diffusers pipeline directory; a family fills in what differs.
+@dataclass(frozen=True)
+class Inputs:
+    """What one forward of a transformer reads, on its device and in its dtype."""
 
-    A family gives the class attributes, `pixels_per_token`, `latent_channels`, `encode`, `stock_guidance`, `_forward`
-    and `_decode`.
+    x: Tensor
+    """Latents, shape (B, T, C)."""
+    timestep: Tensor
+    """1000 sigma, shape (B,), float32."""
+    conditioning: Conditioning
+    guidance: Tensor | None
+    """The embedded guidance scale, shape (B,), float32; None for a transformer without it."""
+    grid: tuple[int, int]
+    """(rows, columns) of the tokens."""
+
+
+class StockBackbone(ABC):
+    """A backbone (see base.py) over a diffusers pipeline directory; a family fills in what differs.
 
     Args:
         path: The directory.
@@ -78,14 +92,30 @@ class StockBackbone:
                 module.requires_grad_(False).eval()
 
     @property
+    @abstractmethod
     def pixels_per_token(self) -> int:
         """Height and width of a token in pixels: the autoencoder's scale, twice."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def latent_channels(self) -> int:
         """Of a packed token: four times the autoencoder's."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def encode(self, prompts: list[str], max_sequence_length: int) -> Conditioning:
+        """The conditioning of prompts, on the CPU."""
+
+    @abstractmethod
+    def stock_guidance(self, true_cfg_scale: float, guidance_scale: float, negative_prompt: str) -> dict[str, Any]:
+        """Keyword arguments that make a call of the model's own pipeline guided like that."""
+
+    @abstractmethod
+    def _forward(self, inputs: Inputs) -> Tensor:
+        """v of the transformer, shape (B, T, C)."""
+
+    @abstractmethod
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
 
     @property
     def latent_dtype(self) -> torch.dtype:
@@ -158,18 +188,7 @@ class StockBackbone:
         guidance_scale: float,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """v(x, sigma), shape (B, T, C) in x's dtype.
-
-        Args:
-            x: Latents, shape (B, T, C).
-            sigma: Noise level of each, shape (B,).
-            conditioning: As encode gives it, of B prompts.
-            guidance_scale: Embedded guidance; unused by a transformer without it.
-            grid: (rows, columns) of the tokens; None = square.
-
-        Raises:
-            ValueError: T is not rows * columns, or no square where grid is None.
-        """
+        """As the contract says."""
         rows, columns = grid or (isqrt(x.shape[1]),) * 2
         if rows * columns != x.shape[1]:
             raise ValueError(f"grid must be (rows, columns) of the {x.shape[1]} tokens, got {(rows, columns)}")
@@ -177,9 +196,12 @@ class StockBackbone:
             name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
             for name, tensor in conditioning.items()
         }
+        guidance = None
+        if self.transformer_config.get("guidance_embeds"):
+            guidance = torch.full((len(x),), guidance_scale, dtype=torch.float32, device=self.device)
         timestep = 1000 * sigma.to(self.device, torch.float32)
-        v = self._forward(x.to(self.device, self.dtype), timestep, conditioning, guidance_scale, (rows, columns))
-        return v.to(x.dtype)
+        inputs = Inputs(x.to(self.device, self.dtype), timestep, conditioning, guidance, (rows, columns))
+        return self._forward(inputs).to(x.dtype)
 
     def guide(self, cond: Velocity, uncond: Velocity, scale: float) -> Velocity:
         """True CFG as the stock pipeline does it."""
@@ -192,21 +214,6 @@ class StockBackbone:
         latents = unpack(x.to(self.device, self.dtype), self.grid(height, width))
         image = (self._decode(latents) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
         return (image * 255).round().to(torch.uint8).cpu()
-
-    def _forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        guidance_scale: float,
-        grid: tuple[int, int],
-    ) -> Tensor:
-        """One forward: x (B, T, C) in the weights' dtype, timestep (B,) = 1000 sigma in float32."""
-        raise NotImplementedError
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
-        raise NotImplementedError
 
 
 def stock_true_cfg(scale: float, negative_prompt: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import StockBackbone, pack, pad, unpack
+from pipeline.backbones.stock import Inputs, StockBackbone, pack, pad, unpack
 from pipeline.guidance import forwards
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -54,18 +54,11 @@ class ZImageBackbone(StockBackbone):
             return {"guidance_scale": 0.0}
         return {"guidance_scale": true_cfg_scale - 1, "negative_prompt": negative_prompt}
 
-    def _forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        guidance_scale: float,
-        grid: tuple[int, int],
-    ) -> Tensor:
-        embeds, mask = conditioning["prompt_embeds"], conditioning["prompt_embeds_mask"]
+    def _forward(self, inputs: Inputs) -> Tensor:
+        embeds, mask = inputs.conditioning["prompt_embeds"], inputs.conditioning["prompt_embeds_mask"]
         images = self.transformer(
-            list(unpack(x, grid).unsqueeze(2)),  # (C, 1, h, w) each
-            (1000 - timestep) / 1000,  # time runs the other way, and so does the velocity
+            list(unpack(inputs.x, inputs.grid).unsqueeze(2)),  # (C, 1, h, w) each
+            (1000 - inputs.timestep) / 1000,  # time runs the other way, and so does the velocity
             [row[kept] for row, kept in zip(embeds, mask, strict=True)],
             return_dict=False,
         )[0]
