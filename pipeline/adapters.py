@@ -176,6 +176,39 @@ def delta(state: Mapping[str, Tensor], module: str) -> Tensor:
     return state[f"{module}.lora_B.weight"].float() @ state[f"{module}.lora_A.weight"].float()
 
 
+def linear_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear layer, by module."""
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def check(
+    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]], owner: str, base: str = "the transformer"
+) -> None:
+    """Refuses an adapter that does not fit.
+
+    Args:
+        state: The adapter.
+        shapes: Of the base, see linear_shapes.
+        owner: What the adapter is called in the message.
+        base: What the base is called there.
+
+    Raises:
+        ValueError: The adapter changes a module that the base does not have, or one of another shape.
+    """
+    for module in adapted(state):
+        if module not in shapes:
+            raise ValueError(f"{owner} changes {module}, which {base} does not have")
+        shape = (state[f"{module}.lora_B.weight"].shape[0], state[f"{module}.lora_A.weight"].shape[1])
+        if shape != shapes[module]:
+            raise ValueError(
+                f"{owner} was trained for another base: {module} must be {shapes[module]} as in {base}, got {shape}"
+            )
+
+
 class FusedPhases:
     """Full weights per phase, W + B A, put in place by reference: no low-rank path, no copy at the handoff.
 
@@ -190,15 +223,14 @@ class FusedPhases:
             states: One state with folded scale per name.
 
         Raises:
-            ValueError: A state names a module that the transformer does not have.
+            ValueError: A state names a module that the transformer does not have, or one of another shape.
         """
+        _check_all(transformer, states)
         self._weights: dict[str | None, list[tuple[nn.Parameter, Tensor]]] = {None: []}
         parameters = dict(transformer.named_parameters())
         for name, state in states.items():
             self._weights[name] = []
             for module in adapted(state):
-                if f"{module}.weight" not in parameters:
-                    raise ValueError(f"adapter {name} changes {module}, which the transformer does not have")
                 weight = parameters[f"{module}.weight"]
                 full = weight.data.float() + delta(state, module).to(weight.device)
                 self._weights[name].append((weight, full.to(weight.dtype)))
@@ -220,12 +252,8 @@ class LowRankPhases:
 
     def __init__(self, transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]):
         """Puts the adapters on the transformer, none at work; arguments and errors as for FusedPhases."""
+        _check_all(transformer, states)
         self._transformer, self._names = transformer, tuple(states)
-        modules = dict(transformer.named_modules())
-        for name, state in states.items():
-            for module in adapted(state):
-                if module not in modules:
-                    raise ValueError(f"adapter {name} changes {module}, which the transformer does not have")
         for name, state in states.items():
             attach(transformer, name, state)
         self.select(None)
@@ -269,13 +297,19 @@ def acting(
         fused: As full weights (see FusedPhases), unless the base is quantised; else as peft's modules.
 
     Raises:
-        ValueError: A state names a module that the transformer does not have.
+        ValueError: A state names a module that the transformer does not have, or one of another shape.
     """
     ready = phases(transformer, states, fused)
     try:
         yield ready.select
     finally:
         ready.close()
+
+
+def _check_all(transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    shapes = linear_shapes(transformer)
+    for name, state in states.items():
+        check(state, shapes, f"adapter {name}")
 
 
 def _linear(module: nn.Module) -> bool:

@@ -147,15 +147,21 @@ def pull(reference: str, out: Path | None) -> None:
 @click.option("--slow-steps", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--fast-steps", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--strength", default=1.0, show_default=True, help="What the adapters are multiplied with.")
+@click.option(
+    "--path",
+    default="consistent",
+    show_default=True,
+    help="How the latents move: consistent, or official as in the released Glance code.",
+)
 @one_sentence
 def import_pair(
-    slow: Path, fast: Path, out: Path, rule: str, slow_steps: int, fast_steps: int, strength: float
+    slow: Path, fast: Path, out: Path, rule: str, slow_steps: int, fast_steps: int, strength: float, path: str
 ) -> None:
     """Make a bundle for params.yaml's teacher of two LoRA files: keys of diffusers, kohya or ComfyUI."""
     from pipeline import importing, params
 
     files, steps = {"slow": slow, "fast": fast}, {"slow": slow_steps, "fast": fast_steps}
-    made = importing.bundle(files, params.load(), out, rule, steps, strength)
+    made = importing.bundle(files, params.load(), out, rule, steps, strength, path)
     click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
 
 

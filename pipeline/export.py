@@ -13,13 +13,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import adapters, backbones
+from pipeline import adapters, backbones, paths
 from pipeline.artifacts import folder_digest, read_json, save_safetensors, write_json
 from pipeline.backbones.base import Backbone, field, repeat
 from pipeline.guidance import forwards
@@ -77,6 +76,8 @@ class Bundle:
     guidance: Guidance
     base_license: str
     rank: int
+    path: str = "consistent"
+    """How the latents move, one of `paths.PATHS`."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Bundle":
@@ -94,8 +95,9 @@ class Bundle:
         if content.get("format") != FORMAT:
             raise ValueError(f"{folder / MANIFEST}: format must be {FORMAT}, got {content.get('format')}")
         try:
-            values = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
+            values = {f.name: content[f.name] for f in fields(cls) if f.name not in ("folder", "path")}
             values |= {
+                "path": content.get("path", cls.path),  # older bundles have none
                 "u": tuple(values["u"]),
                 "steps": tuple(values["steps"]),
                 "phases": {
@@ -106,6 +108,7 @@ class Bundle:
             }
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / MANIFEST} is not a complete manifest ({error})") from error
+        paths.check(f"{folder / MANIFEST}: path", values["path"])
         bundle = cls(folder=folder, **values)
         bundle._check_path()
         bundle.states()
@@ -119,9 +122,11 @@ class Bundle:
         """
         return {phase: self._state(self.folder / f"{phase}.safetensors") for phase in PHASES}
 
-    def plan(self, sigmas: Tensor) -> PhasePlan:
-        """Which adapter acts in each of the K steps over `sigmas`, shape (K + 1,)."""
-        return PhasePlan(sigmas, tuple(name for name in PHASES for _ in self.phases[name].steps))
+    def plan(self, backbone: Backbone) -> PhasePlan:
+        """What the model is told, how far the latents move and which adapter acts in each of the K steps."""
+        steps = paths.Steps(self.u, len(self.phases["slow"].steps), self.teacher_steps, self.height, self.width)
+        sigmas, moves = paths.PATHS[self.path](steps, backbone.schedule)
+        return PhasePlan(sigmas, tuple(name for name in PHASES for _ in self.phases[name].steps), moves)
 
     def _state(self, path: Path) -> adapters.State:
         try:
@@ -156,6 +161,8 @@ def write(
     partition: Partition,
     teacher: TeacherParams,
     student: StudentParams,
+    path: str = "consistent",
+    imported: bool = False,
 ) -> Bundle:
     """Writes a bundle and reads it back.
 
@@ -165,10 +172,13 @@ def write(
         partition: The student's path.
         teacher: The base, and how it was run.
         student: How the student is run.
+        path: How the latents move, one of `paths.PATHS`.
+        imported: The adapters were trained elsewhere, which the card then says.
 
     Raises:
-        ValueError: An adapter is missing, or the two have different ranks.
+        ValueError: An adapter is missing, the two have different ranks, or there is no such path.
     """
+    paths.check("path", path)
     folder = Path(folder)
     read = {phase: adapters.read(trained[phase]) for phase in PHASES}
     ranks = {phase: config.r for phase, (_, config) in read.items()}
@@ -206,10 +216,11 @@ def write(
         ),
         "base_license": _license(Path(teacher.path) / "README.md"),
         "rank": config.r,
+        "path": path,
     }
     write_json(folder / MANIFEST, content)
     call = backbone.stock_guidance(student.true_cfg_scale, teacher.guidance_scale, teacher.negative_prompt)
-    (folder / CARD).write_text(_card(content, call), encoding="utf-8")
+    (folder / CARD).write_text(_card(content, call, imported), encoding="utf-8")
     return Bundle.load(folder)
 
 
@@ -241,10 +252,9 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
         unguided = field(backbone, negative, guidance.guidance_scale, grid)
         velocity = backbone.guide(velocity, unguided, guidance.student_true_cfg_scale)
 
-    sigmas = backbone.schedule(bundle.height, bundle.width).sigmas(torch.tensor(bundle.u, dtype=torch.float64))
     noise = backbone.noise(seeds, bundle.height, bundle.width)
     with adapters.acting(backbone.transformer, bundle.states(), fused) as select:
-        x = sample_plan(velocity, noise, bundle.plan(sigmas), select)
+        x = sample_plan(velocity, noise, bundle.plan(backbone), select)
     return backbone.decode(x, bundle.height, bundle.width)
 
 
@@ -256,10 +266,10 @@ def _license(card: Path) -> str:
     return found[0] if found else "unknown"
 
 
-def _card(manifest: Mapping[str, Any], guided: Mapping[str, Any]) -> str:
-    """The model card, with the lines that use the bundle in plain diffusers, called with `guided` for its guidance."""
+def _card(manifest: Mapping[str, Any], guided: Mapping[str, Any], imported: bool) -> str:
+    """The model card, with the lines that use the bundle; in plain diffusers `guided` is the call's guidance."""
     guidance, slow, fast = manifest["guidance"], manifest["phases"]["slow"], manifest["phases"]["fast"]
-    return CARD_TEXT.substitute(
+    values = dict(
         base=manifest["base_model"],
         license=manifest["base_license"],
         digest=manifest["base_digest"],
@@ -277,6 +287,8 @@ def _card(manifest: Mapping[str, Any], guided: Mapping[str, Any]) -> str:
         dtype=backbones.DTYPES[manifest["dtype"]],
         guided="".join(f"\n    {name}={value!r}," for name, value in guided.items()),
     )
+    origin = (IMPORTED_TEXT if imported else TRAINED_TEXT).substitute(values)
+    return CARD_TEXT.substitute(values, origin=origin, use=USE_TEXTS[manifest["path"]].substitute(values))
 
 
 CARD_TEXT = Template("""---
@@ -290,10 +302,21 @@ tags: [lora, flow-matching, distillation]
 # A slow-fast pair of adapters: $steps steps instead of $teacher_steps
 
 Two LoRA adapters of rank $rank for `$base`. `slow` acts in the first $slow steps, `fast` in the last $fast, from
-sigma $handoff on. They were trained on the path of the base model with $teacher_steps steps and a true CFG scale of
-$teacher_scale. The method follows "Glance: Accelerating Diffusion Models with 1 Sample", arXiv 2512.02899.
+sigma $handoff on. $origin
 
-With plain diffusers:
+$use
+`glance.json` has the levels, the phases and the guidance in full. The adapters belong to the base model whose
+transformer has the digest `$digest`, and its licence ($license) holds for them.
+""")
+
+TRAINED_TEXT = Template(
+    """They were trained on the path of the base model with $teacher_steps steps and a true CFG scale of
+$teacher_scale. The method follows "Glance: Accelerating Diffusion Models with 1 Sample", arXiv 2512.02899."""
+)
+IMPORTED_TEXT = Template("They were trained elsewhere and imported for this base; how, their own source says.")
+
+USE_TEXTS = {
+    "consistent": Template("""With plain diffusers:
 
 ```python
 import torch
@@ -322,7 +345,14 @@ image = pipe(
     callback_on_step_end=hand_over,
 ).images[0]
 ```
+"""),
+    "official": Template("""With this project's command, in this folder, where `$base` is the base model's folder:
 
-`glance.json` has the levels, the phases and the guidance in full. The adapters belong to the base model whose
-transformer has the digest `$digest`, and its licence ($license) holds for them.
-""")
+```sh
+glance generate "a red star" --bundle . --teacher $base
+```
+
+The pair runs on the path of the official Glance code: in each step the model is told one noise level while the latents
+move along another grid. A stock pipeline does not do that; with `sigmas=` it gives other images.
+"""),
+}  # by `path` of the manifest

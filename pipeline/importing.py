@@ -1,7 +1,7 @@
 """Makes a bundle of two LoRA files that were trained elsewhere."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import adapters, backbones, export, partition
+from pipeline import adapters, backbones, export, partition, paths
 from pipeline.artifacts import atomic_dir
 from pipeline.backbones.stock import StockBackbone
 from pipeline.params import Params
@@ -21,7 +21,13 @@ METADATA = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps p
 
 
 def bundle(
-    files: Mapping[str, Path], params: Params, out: Path, rule: str, steps: Mapping[str, int], strength: float = 1.0
+    files: Mapping[str, Path],
+    params: Params,
+    out: Path,
+    rule: str,
+    steps: Mapping[str, int],
+    strength: float = 1.0,
+    path: str = "consistent",
 ) -> export.Bundle:
     """Writes a bundle for the teacher of `params`, whole or not at all.
 
@@ -32,19 +38,22 @@ def bundle(
         rule: Of the partition, see `partition.RULES`; the released Glance weights are "official".
         steps: The steps of each phase.
         strength: What the adapters are multiplied with. A file that does not say its alpha counts as alpha = rank.
+        path: How the latents move, see `paths.PATHS`; the official Glance code has one of its own.
 
     Raises:
-        ValueError: A file is no LoRA, or its keys or shapes are not the base's; the rule or the steps do not fit.
+        ValueError: A file is no LoRA, or its keys or shapes are not the base's; the rule or the steps do not fit;
+            there is no such path.
     """
+    paths.check("path", path)
     backbone = backbones.load(params.teacher.path, "cpu", parts=())
-    shapes = _linear_shapes(backbone)
+    shapes = adapters.linear_shapes(backbone.skeleton())
     states = {phase: _scaled(read(file, backbone), strength) for phase, file in files.items()}
     for phase, state in states.items():
-        _check(state, shapes, files[phase], params.teacher.path)
+        adapters.check(state, shapes, str(files[phase]), f"the transformer of {params.teacher.path}")
     rank = max(tensor.shape[0] for state in states.values() for key, tensor in state.items() if ".lora_A." in key)
     wanted = replace(params.partition, rule=rule, slow_steps=steps["slow"], fast_steps=steps["fast"])
     schedule = backbone.schedule(params.teacher.height, params.teacher.width)
-    path = partition.compute(replace(params, partition=wanted), schedule)
+    split = partition.compute(replace(params, partition=wanted), schedule)
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")
     with TemporaryDirectory() as scratch, atomic_dir(out) as folder:
@@ -53,7 +62,7 @@ def bundle(
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=adapters.adapted(state))
             adapters.save(Path(scratch) / phase, state, config)
         folders = {phase: Path(scratch) / phase for phase in states}
-        export.write(folder, folders, path, params.teacher, params.student)
+        export.write(folder, folders, split, params.teacher, params.student, path, imported=True)
     return export.Bundle.load(out)
 
 
@@ -71,20 +80,27 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
         raise ValueError(f"{file} is missing") from error
     except SafetensorError as error:
         raise ValueError(f"{file} is no safetensors file ({error})") from error
+    prefix = adapters.DIFFUSERS_PREFIX
+    if any(key.startswith(prefix) for key in tensors):
+        _check_alone(tensors, prefix, file)  # diffusers drops other layouts' keys beside its own without a word
     try:
         loaded = backbone.pipeline_class.lora_state_dict(tensors, **backbone.lora_options)
     except (ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{file} holds no LoRA that {backbone.family} knows: {reason}") from error
     converted, alphas = loaded if isinstance(loaded, tuple) else (loaded, {})
-    prefix = adapters.DIFFUSERS_PREFIX
-    foreign = sorted(key for key in converted if not key.startswith(prefix))
-    if foreign or not converted:
+    _check_alone(converted, prefix, file)
+    state = adapters.strip_prefix(converted, prefix, file)
+    return {key: tensor.float() * _scale(key, state, alphas or {}, metadata) for key, tensor in state.items()}
+
+
+def _check_alone(keys: Iterable[str], prefix: str, file: str | Path) -> None:
+    keys = sorted(keys)
+    foreign = [key for key in keys if not key.startswith(prefix)]
+    if foreign or not keys:
         raise ValueError(
             f"{file} must hold a LoRA of the transformer alone, got {foreign[0] if foreign else 'nothing'}"
         )
-    state = adapters.strip_prefix(converted, prefix, file)
-    return {key: tensor.float() * _scale(key, state, alphas or {}, metadata) for key, tensor in state.items()}
 
 
 def _scale(key: str, state: adapters.State, alphas: Mapping[str, Tensor], metadata: Mapping) -> float:
@@ -111,23 +127,3 @@ def _padded(state: adapters.State, rank: int) -> adapters.State:
         pad = (0, 0, 0, missing) if ".lora_A." in key else (0, missing)
         result[key] = torch.nn.functional.pad(tensor, pad).contiguous()
     return result
-
-
-def _linear_shapes(backbone: StockBackbone) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear layer of the transformer, without its weights."""
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in backbone.skeleton().named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-
-
-def _check(state: adapters.State, shapes: Mapping[str, tuple[int, int]], file: Path, teacher: str) -> None:
-    for module in adapters.adapted(state):
-        if module not in shapes:
-            raise ValueError(f"{file} changes {module}, which the transformer of {teacher} does not have")
-        shape = (state[f"{module}.lora_B.weight"].shape[0], state[f"{module}.lora_A.weight"].shape[1])
-        if shape != shapes[module]:
-            raise ValueError(
-                f"{file} was trained for another base: {module} must be {shapes[module]} as in {teacher}, got {shape}"
-            )

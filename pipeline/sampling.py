@@ -22,7 +22,7 @@ def euler_states(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Tens
     """
     yield x
     for sigma, sigma_next in pairwise(sigmas.tolist()):
-        x = _step(velocity, x, sigma, sigma_next)
+        x = _step(velocity, x, sigma, sigma_next - sigma)
         yield x
 
 
@@ -38,17 +38,29 @@ class PhasePlan:
     """Noise levels, and which adapter acts in each step.
 
     Raises:
-        ValueError: There is not one adapter entry per step.
+        ValueError: There is not one adapter entry, or one given move, per step.
     """
 
     sigmas: Tensor
-    """Decreasing, shape (S + 1,)."""
+    """What the model is told at each start, then the end: decreasing, shape (S + 1,)."""
     adapters: tuple[str | None, ...]
     """Length S; None = the base alone."""
+    moves: Tensor | None = None
+    """d_sigma by which each step moves the latents, shape (S,); None = from its own level to the next."""
 
     def __post_init__(self):
-        if len(self.adapters) != len(self.sigmas) - 1:
-            raise ValueError(f"a plan of {len(self.sigmas) - 1} steps needs as many adapters, got {len(self.adapters)}")
+        steps = len(self.sigmas) - 1
+        if len(self.adapters) != steps:
+            raise ValueError(f"a plan of {steps} steps needs as many adapters, got {len(self.adapters)}")
+        if self.moves is not None and len(self.moves) != steps:
+            raise ValueError(f"a plan of {steps} steps needs as many moves, got {len(self.moves)}")
+
+    @property
+    def d_sigmas(self) -> list[float]:
+        """By how much each step moves the latents, length S."""
+        if self.moves is not None:
+            return self.moves.tolist()
+        return [sigma_next - sigma for sigma, sigma_next in pairwise(self.sigmas.tolist())]
 
 
 def fixed_plan(sigmas: Tensor, adapter: str | None = None) -> PhasePlan:
@@ -75,15 +87,15 @@ def sample_plan(velocity: Velocity, x: Tensor, plan: PhasePlan, select: Callable
     Returns:
         Latents at plan.sigmas[-1], shape (B, ...).
     """
-    for step, (sigma, sigma_next) in enumerate(pairwise(plan.sigmas.tolist())):
+    for step, (sigma, d_sigma) in enumerate(zip(plan.sigmas.tolist()[:-1], plan.d_sigmas, strict=True)):
         if step == 0 or plan.adapters[step] != plan.adapters[step - 1]:
             select(plan.adapters[step])
-        x = _step(velocity, x, sigma, sigma_next)
+        x = _step(velocity, x, sigma, d_sigma)
     return x
 
 
-def _step(velocity: Velocity, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """x + (sigma_next - sigma) v(x, sigma); latents of 16 bits are summed in float32, as diffusers does."""
+def _step(velocity: Velocity, x: Tensor, sigma: float, d_sigma: float) -> Tensor:
+    """x + d_sigma v(x, sigma); latents of 16 bits are summed in float32, as diffusers does."""
     wide = torch.promote_types(x.dtype, torch.float32)
     v = velocity(x, torch.full((len(x),), sigma, dtype=wide, device=x.device))
-    return (x.to(wide) + (sigma_next - sigma) * v.to(wide)).to(x.dtype)
+    return (x.to(wide) + d_sigma * v.to(wide)).to(x.dtype)

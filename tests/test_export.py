@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from pipeline import adapters, backbones, export
+from pipeline.schedule import base_levels
 from tests.recorded import record_tiny
 
 PROMPTS, SEEDS = ["a red star", "a blue circle on black"], [7, 8]
@@ -170,6 +171,7 @@ def test_the_manifest_says_what_a_sampler_needs(recorded, bundle):
     assert manifest["u"] == list(partition.u) and manifest["steps"] == list(partition.steps[:-1])
     assert manifest["phases"]["slow"]["sigmas"][-1] == manifest["handoff"]["sigma"] == partition.handoff
     assert (manifest["family"], manifest["rank"], manifest["base_license"]) == ("flux", 3, "unknown")
+    assert manifest["path"] == "consistent"
     assert export.Bundle.load(bundle.folder) == bundle
     config = json.loads((bundle.folder / "adapter_config.json").read_text())
     assert config["lora_alpha"] == config["r"] == 3
@@ -231,6 +233,49 @@ def test_an_incomplete_manifest_is_refused(copied):
     change(copied, phases={"slow": {}})
     with pytest.raises(ValueError, match="is not a complete manifest"):
         export.Bundle.load(copied)
+
+
+def test_an_older_manifest_without_a_path_is_consistent(copied, bundle):
+    content = json.loads((copied / "glance.json").read_text())
+    del content["path"]
+    (copied / "glance.json").write_text(json.dumps(content))
+    assert export.Bundle.load(copied) == replace(bundle, folder=copied)
+
+
+@pytest.mark.parametrize("value", ["best", None])
+def test_an_unknown_path_is_refused(copied, value):
+    change(copied, path=value)
+    with pytest.raises(ValueError, match=rf"glance.json: path must be one of consistent, official, got {value!r}"):
+        export.Bundle.load(copied)
+
+
+def test_an_official_bundle_is_sampled_on_its_path_and_its_card_claims_no_stock_call(recorded, trained, tmp_path):
+    params, backbone = recorded.params, recorded.backbone(backbones.PARTS)
+    arguments = (trained[0], recorded.partition, params.teacher, params.student)
+    official = export.write(tmp_path / "official", *arguments, path="official")
+    told = []
+    plan = official.plan(backbone)
+    tokens = backbone.schedule(64, 64)
+    expected = [tokens.sigmas(base_levels(8))[:3].diff(), tokens.sigmas(base_levels(2)).diff()]
+    torch.testing.assert_close(plan.moves, torch.cat(expected))
+    torch.testing.assert_close(plan.sigmas, backbone.schedule(1024, 1024).sigmas(official.u))
+    assert plan.adapters == ("slow", "slow", "fast", "fast")
+
+    velocity = backbone.velocity
+
+    def watched(x, sigma, *arguments):
+        told.append(sigma[0].item())
+        return velocity(x, sigma, *arguments)
+
+    backbone.velocity = watched
+    images = export.generate(backbone, official, PROMPTS, SEEDS)
+    np.testing.assert_allclose(told, plan.sigmas[:-1], atol=1e-6)
+    consistent = replace(official, path="consistent")
+    assert difference(images, export.generate(recorded.backbone(backbones.PARTS), consistent, PROMPTS, SEEDS)) > 1
+
+    card = (official.folder / "README.md").read_text()
+    assert "```python" not in card and "sigmas=[" not in card and "$" not in card
+    assert 'glance generate "a red star" --bundle .' in card and "A stock pipeline does not do that" in card
 
 
 def test_phases_that_do_not_join_are_refused(copied, bundle):

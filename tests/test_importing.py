@@ -1,5 +1,7 @@
 """LoRA files of other trainers become bundles with the delta that their own loaders would give."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -122,6 +124,39 @@ def test_a_pair_for_another_base_is_refused_and_nothing_is_written(tmp_path, par
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("family", MODULE)
+@pytest.mark.parametrize("layout", [diffusers_keys, kohya_keys, comfy_keys])
+def test_keys_that_match_nothing_are_refused_alone_and_beside_good_ones(tmp_path, teachers, family, layout):
+    backbone = backbones.load(teachers[family], "cpu", ())
+    shapes = adapters.linear_shapes(backbone.skeleton())
+    a, b = matrices(2, 0)
+    nothing = dict(zip(layout("transformer_blocks.7.attn.to_k"), (a, b, torch.tensor(2.0)), strict=True))
+    good = dict(zip(diffusers_keys(MODULE[family]), (a, b), strict=False))
+    for tensors in (nothing, good | nothing):
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, tmp_path / "x.safetensors")
+        with pytest.raises(ValueError, match="x.safetensors (holds no LoRA|must hold a LoRA|changes .* does not have)"):
+            adapters.check(importing.read(tmp_path / "x.safetensors", backbone), shapes, "x.safetensors")
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_a_resolution_that_the_packing_cannot_divide_is_refused(tmp_path, params, side):
+    file = write(tmp_path / "x.safetensors", diffusers_keys(MODULE["flux"]))
+    params = replace(params, teacher=replace(params.teacher, **{side: 72}))
+    with pytest.raises(ValueError, match=f"teacher.{side} must be a positive multiple of 16 pixels, got 72"):
+        importing.bundle(dict.fromkeys(("slow", "fast"), file), params, tmp_path / "bundle", "uniform", STEPS)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_path_goes_into_the_bundle_and_another_one_is_refused(tmp_path, params):
+    files = dict.fromkeys(("slow", "fast"), write(tmp_path / "x.safetensors", diffusers_keys(MODULE["flux"])))
+    made = importing.bundle(files, params, tmp_path / "official", "uniform", STEPS, path="official")
+    assert made.path == "official"
+    assert "trained elsewhere" in (made.folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="path must be one of consistent, official, got 'best'"):
+        importing.bundle(files, params, tmp_path / "bundle", "uniform", STEPS, path="best")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_a_file_that_is_missing_or_no_lora_is_one_sentence(tmp_path, teachers):
     backbone = backbones.load(teachers["flux"], "cpu", ())
     with pytest.raises(ValueError, match="x.safetensors is missing"):
@@ -141,8 +176,9 @@ def test_the_command_imports_a_pair(tmp_path, monkeypatch, teachers):
     YAML().dump(content, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     file = str(write(tmp_path / "x.safetensors", diffusers_keys(MODULE["flux"])))
-    result = CliRunner().invoke(main, ["import", file, file, "--out", "pair"])
+    result = CliRunner().invoke(main, ["import", file, file, "--out", "pair", "--path", "official"])
     assert result.exit_code == 0, result.output
+    assert export.Bundle.load(tmp_path / "pair").path == "official"
     assert "pair: 10 steps, rank 2" in result.output
     official = (1, 0.96, 0.92, 0.88, 0.84, 0.8, 0.6, 0.4, 0.2, 0.02)
     assert export.Bundle.load(tmp_path / "pair").u == pytest.approx(official)

@@ -103,12 +103,27 @@ def test_each_adapter_acts_in_its_own_steps_alone(ends):
     torch.testing.assert_close(x - ends[0], torch.full_like(x, moved.item()))
 
 
+def test_a_plan_may_move_otherwise_than_it_tells(ends):
+    told = []
+
+    def velocity(x, sigma):
+        told.append(sigma[0].item())
+        return torch.ones_like(x)
+
+    plan = PhasePlan(sigmas_of(2), (None, None), moves=torch.tensor([-0.75, -0.5], dtype=torch.float64))
+    x = sample_plan(velocity, ends[0], plan, lambda adapter: None)
+    assert told == sigmas_of(2)[:-1].tolist()
+    torch.testing.assert_close(ends[0] - x, torch.full_like(x, 1.25))
+
+
 def test_sampling_needs_no_gradients(ends):
     x = ends[0].clone().requires_grad_()
     assert not euler(lambda x, sigma: x, x, sigmas_of(2)).requires_grad
     assert not sample_plan(lambda x, sigma: x, x, fixed_plan(sigmas_of(2)), lambda adapter: None).requires_grad
 
 
-def test_a_plan_needs_one_adapter_per_step():
+def test_a_plan_needs_one_adapter_and_one_move_per_step():
     with pytest.raises(ValueError, match="a plan of 2 steps needs as many adapters, got 1"):
         PhasePlan(sigmas_of(2), ("slow",))
+    with pytest.raises(ValueError, match="a plan of 2 steps needs as many moves, got 3"):
+        PhasePlan(sigmas_of(2), (None, None), torch.zeros(3))
