@@ -1,4 +1,4 @@
-"""`glance`: generate with a bundle, and register, promote, pull or diagnose one.
+"""`glance`: generate with a bundle, and evaluate, register, promote, pull or diagnose one.
 
 Torch and MLflow are imported by the commands that need them, so that `glance --help` answers at once.
 """
@@ -134,7 +134,7 @@ def pull(reference: str, out: Path | None) -> None:
     from pipeline import registry
 
     registry.parse(reference)
-    click.echo(registry.pull(reference, out or Path(re.sub(r"[/@]", "-", reference.removeprefix("models:/")))))
+    click.echo(registry.pull(reference, out or Path(_name(reference))))
 
 
 @main.command("import")
@@ -163,6 +163,31 @@ def import_pair(
     files, steps = {"slow": slow, "fast": fast}, {"slow": slow_steps, "fast": fast_steps}
     made = importing.bundle(files, params.load(), out, rule, steps, strength, path)
     click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
+
+
+@main.command()
+@click.argument("bundle")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The folder to make  [default: evaluation-<the bundle's name>, here]"
+)
+@one_sentence
+def evaluate(bundle: str, out: Path | None) -> None:
+    """Measure BUNDLE, a folder or a version, against params.yaml's teacher: what the stage does, for any pair."""
+    out = out or Path(f"evaluation-{_name(bundle)}")
+    if out.exists():
+        raise ValueError(f"--out must not be there yet, got {out}")
+    folder = _bundle(bundle)
+
+    from pipeline import params
+    from pipeline.evaluation import inputs, run
+    from stages import progress, set_threads
+
+    settings = params.load()
+    set_threads(settings.runtime.threads)
+    source = inputs.of_bundle(settings, folder)
+    with artifacts.atomic_dir(out) as partial:
+        run.evaluate(settings, source, partial, progress)
+    click.echo(out / "report.html")
 
 
 @main.command()
@@ -255,6 +280,15 @@ def _prompts(prompts: tuple[str, ...], prompts_file: Path | None) -> list[str]:
         where = f"; {prompts_file} is empty" if prompts_file else ""
         raise ValueError(f"generate needs at least one prompt, as an argument or in --prompts-file{where}")
     return texts
+
+
+def _name(bundle: str) -> str:
+    """A folder's own name, or a version's reference as one."""
+    return (
+        re.sub(r"[/@]", "-", bundle.removeprefix("models:/"))
+        if bundle.startswith("models:")
+        else Path(bundle).resolve().name
+    )
 
 
 def _bundle(bundle: str) -> Path:

@@ -48,7 +48,7 @@ def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Comma
             logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
             try:
                 params = load()
-                _set_threads(params.runtime.threads)
+                set_threads(params.runtime.threads)
                 _warn_of_unwatched_prompts(params)
                 function(params)
             except (ValueError, OSError) as error:
@@ -87,7 +87,8 @@ def _warn_of_unwatched_prompts(params: Params) -> None:
             log.warning("%s.prompts_file: DVC sees changes of files in %s/ only, not of %s", section, PROMPTS, file)
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
+    """Sets the CPU threads of torch; 0 leaves its default."""
     if threads:
         import torch  # costs a second, and only some stages need it
 

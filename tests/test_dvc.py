@@ -18,7 +18,7 @@ EDGES = {
     "train_fast": {"cache_trajectories", "compute_partition"},
     "train_controls": {"cache_trajectories", "compute_partition"},
     "export_adapter": {"compute_partition", "train_slow", "train_fast"},
-    "evaluate": {"compute_partition", "train_slow", "train_fast", "train_controls", "export_adapter"},
+    "evaluate": {"train_slow", "train_fast", "train_controls", "export_adapter"},
     "register": {"export_adapter", "evaluate"},
 }
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]

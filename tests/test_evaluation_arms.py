@@ -5,13 +5,15 @@ import torch
 
 from pipeline.evaluation import arms, latency
 from pipeline.evaluation.latency import Work
+from pipeline.sampling import PhasePlan
 from pipeline.schedule import Schedule
 
+SCHEDULE = Schedule(mu=0.5)
+STUDENT_U = (1.0, 0.94, 0.88, 0.8, 0.64, 0.48, 0.32, 0.16)
 SETTING = arms.Setting(
-    schedule=Schedule(mu=0.5),
+    schedule=SCHEDULE,
     teacher_steps=50,
-    slow_u=(1.0, 0.94, 0.88),
-    fast_u=(0.8, 0.64, 0.48, 0.32, 0.16),
+    student=PhasePlan(SCHEDULE.sigmas(STUDENT_U), ("slow",) * 3 + ("fast",) * 5),
     teacher_scale=3.0,
     student_scale=1.0,
     controls=("single", "official"),
@@ -51,9 +53,17 @@ def test_base_arms_step_evenly_and_the_student_on_its_own_levels():
     found = by_name()
     u = torch.tensor([1, 0.75, 0.5, 0.25], dtype=torch.float64)
     torch.testing.assert_close(found["base_guided_equal_cost"].plan.sigmas, SETTING.schedule.sigmas(u))
-    torch.testing.assert_close(found["student"].plan.sigmas, SETTING.schedule.sigmas(SETTING.slow_u + SETTING.fast_u))
+    torch.testing.assert_close(found["student"].plan.sigmas, SETTING.student.sigmas)
     for arm in found.values():
         assert arm.plan.sigmas[0] == 1 and arm.plan.sigmas[-1] == 0 and arm.question.endswith((".", "?"))
+
+
+def test_every_arm_of_adapters_moves_as_the_student_does():
+    moves = torch.full((8,), -0.2, dtype=torch.float64)
+    found = by_name(replace(SETTING, student=replace(SETTING.student, moves=moves)))
+    for name, arm in found.items():
+        bare = set(arm.plan.adapters) == {None}
+        assert sum(arm.plan.d_sigmas) == pytest.approx(-1 if bare else -1.6), name
 
 
 def test_a_guided_student_is_met_at_its_own_cost():
@@ -67,7 +77,8 @@ def test_an_unguided_teacher_takes_one_forward_a_step():
 
 
 def test_a_student_of_one_forward_still_meets_a_guided_step():
-    assert by_name(replace(SETTING, slow_u=(), fast_u=(1.0,)))["base_guided_equal_cost"].steps == 1
+    student = PhasePlan(SCHEDULE.sigmas([1.0]), ("fast",))
+    assert by_name(replace(SETTING, student=student))["base_guided_equal_cost"].steps == 1
 
 
 def test_controls_without_adapters_are_left_out():

@@ -34,7 +34,7 @@ def compared(folder):
 def make(settings):
     teacher, wanted = settings.teacher, settings.evaluation
     exam = prompts.exam(wanted.prompts_file, wanted.prompts, wanted.seed, teacher.height, teacher.width)
-    return Comparison(inputs.read(settings), exam, settings)
+    return Comparison(inputs.read(settings, inputs.of_stages(settings)), exam, settings)
 
 
 def arm(compared, name):
@@ -205,7 +205,7 @@ def test_a_bundle_of_another_teacher_is_refused(folder, tmp_path):
     settings = small_params()
     other = make_tiny_flux(tmp_path / "teacher", seed=1)
     with pytest.raises(ValueError, match="artifacts/bundle must belong to the teacher in .*, got a bundle for sha256:"):
-        inputs.read(replace(settings, teacher=replace(settings.teacher, path=str(other))))
+        inputs.read(replace(settings, teacher=replace(settings.teacher, path=str(other))), inputs.of_stages(settings))
 
 
 def test_histories_are_found_by_adapter(folder, tmp_path):

@@ -64,7 +64,7 @@ def evaluation(tmp_path_factory):
         patch.delenv("DVC_ROOT", raising=False)
         settings = small_params(prompts=30, batch=16, grid_prompts=4)
         make_artifacts(settings)
-        one = Comparison(inputs.read(settings), prompts.exam(None, 30, 0, 64, 64), settings)
+        one = Comparison(inputs.read(settings, inputs.of_stages(settings)), prompts.exam(None, 30, 0, 64, 64), settings)
         one.store.make = drawn_images
         measured = one.measure(lambda arm, images: None)
         latencies = {b: {a.name: Latency(2.0 * a.nfe, 2.0 * a.nfe + 5) for a in one.arms} for b in (1, 16)}

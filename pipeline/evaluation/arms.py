@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-
+from pipeline.export import PHASES
 from pipeline.guidance import forwards
-from pipeline.sampling import PhasePlan
+from pipeline.sampling import PhasePlan, fixed_plan
 from pipeline.schedule import Schedule, base_levels
 
 REFERENCE = "teacher"
@@ -22,8 +21,7 @@ class Setting:
     Attributes:
         schedule: Base levels to sigmas, at the evaluated resolution.
         teacher_steps: Steps of the teacher.
-        slow_u: Base levels at which the student's slow steps start.
-        fast_u: Base levels at which its fast steps start.
+        student: The student's own plan, with the adapters "slow" and "fast".
         teacher_scale: The teacher's true_cfg_scale.
         student_scale: The student's true_cfg_scale.
         controls: Control arms that have adapters.
@@ -31,8 +29,7 @@ class Setting:
 
     schedule: Schedule
     teacher_steps: int
-    slow_u: tuple[float, ...]
-    fast_u: tuple[float, ...]
+    student: PhasePlan
     teacher_scale: float
     student_scale: float
     controls: tuple[str, ...]
@@ -40,7 +37,7 @@ class Setting:
     @property
     def student_steps(self) -> int:
         """K, the student's steps."""
-        return len(self.slow_u) + len(self.fast_u)
+        return len(self.student.adapters)
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,14 @@ class Arm:
 class Recipe:
     """A row of the table: where the steps lie, how they are guided, which adapters act.
 
-    `adapters` names the adapter of the slow and of the fast steps; None is the bare backbone, on levels of its own.
+    `levels` gives the base levels of the bare backbone; None is the student's own plan, and `adapters` names what acts
+    in its slow and in its fast steps.
     """
 
     name: str
     title: str
     question: str
-    levels: Callable[[Setting], Sequence[float]]
+    levels: Callable[[Setting], Sequence[float]] | None
     scale: Callable[[Setting], float]
     adapters: tuple[str, str] | None = None
     control: bool = False
@@ -91,10 +89,6 @@ class Recipe:
 def _even(steps: Callable[[Setting], int]) -> Callable[[Setting], Sequence[float]]:
     """Evenly spaced base levels, what the stock pipelines do for num_inference_steps."""
     return lambda setting: base_levels(steps(setting)).tolist()
-
-
-def _student_levels(setting: Setting) -> Sequence[float]:
-    return (*setting.slow_u, *setting.fast_u)
 
 
 def _equal_cost_steps(setting: Setting) -> int:
@@ -144,7 +138,7 @@ RECIPES = (
         "student",
         "Student",
         "The product: slow and fast adapter.",
-        _student_levels,
+        None,
         _student_scale,
         ("slow", "fast"),
     ),
@@ -152,7 +146,7 @@ RECIPES = (
         "slow_only",
         "Slow adapter only",
         "Is the fast adapter needed, or would the slow one do in every step?",
-        _student_levels,
+        None,
         _student_scale,
         ("slow", "slow"),
     ),
@@ -160,7 +154,7 @@ RECIPES = (
         "fast_only",
         "Fast adapter only",
         "Is the slow adapter needed, or would the fast one do in every step?",
-        _student_levels,
+        None,
         _student_scale,
         ("fast", "fast"),
     ),
@@ -168,7 +162,7 @@ RECIPES = (
         "single",
         "One adapter",
         "Does the split matter, or is one adapter with the same total budget as good?",
-        _student_levels,
+        None,
         _student_scale,
         ("single", "single"),
         control=True,
@@ -177,7 +171,7 @@ RECIPES = (
         "swapped",
         "Swapped adapters",
         "Did the two adapters learn different things?",
-        _student_levels,
+        None,
         _student_scale,
         ("fast", "slow"),
     ),
@@ -185,7 +179,7 @@ RECIPES = (
         "official",
         "Official objective",
         "What the paper's recipe gives here: its objective and settings, one sample.",
-        _student_levels,
+        None,
         _student_scale,
         ("official_slow", "official_fast"),
         control=True,
@@ -199,19 +193,23 @@ def build(setting: Setting) -> list[Arm]:
     Raises:
         ValueError: If a control is unknown.
     """
-    known = [recipe.name for recipe in RECIPES if recipe.control]
-    for name in setting.controls:
+    controls = control_adapters(setting.controls)
+    return [_arm(recipe, setting) for recipe in RECIPES if not recipe.control or recipe.name in controls]
+
+
+def control_adapters(controls: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The adapters of each control, in the order of `RECIPES`; raises as `build` does."""
+    known = {recipe.name: recipe.adapters for recipe in RECIPES if recipe.control}
+    for name in controls:
         if name not in known:
             raise ValueError(f"train_controls.arms must be among {', '.join(known)}, got {name!r}")
-    return [_arm(recipe, setting) for recipe in RECIPES if not recipe.control or recipe.name in setting.controls]
+    return {name: adapters for name, adapters in known.items() if name in controls}
 
 
 def _arm(recipe: Recipe, setting: Setting) -> Arm:
-    u = torch.tensor(recipe.levels(setting), dtype=torch.float64)
-    if recipe.adapters is None:
-        adapters = (None,) * len(u)
+    if recipe.levels is None:
+        acting = dict(zip(PHASES, recipe.adapters, strict=True))
+        plan = replace(setting.student, adapters=tuple(acting[phase] for phase in setting.student.adapters))
     else:
-        slow, fast = recipe.adapters
-        adapters = (slow,) * len(setting.slow_u) + (fast,) * len(setting.fast_u)
-    plan = PhasePlan(setting.schedule.sigmas(u), adapters)
+        plan = fixed_plan(setting.schedule.sigmas(recipe.levels(setting)))
     return Arm(recipe.name, recipe.title, recipe.question, plan, recipe.scale(setting))

@@ -1,4 +1,4 @@
-"""One evaluation from its inputs to its tables and its report."""
+"""The arms of one evaluation, from its inputs to its tables and its report."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ FAILURE_ARMS = (REFERENCE, "base_guided", PRODUCT)
 MAX_FAILURES = 12  # failures of the student that the report shows
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "numpy")
 HIDDEN_SECTIONS = ("register", "runtime")  # parameters that change nothing the report shows
+STAGE_SECTIONS = ("trajectories", "partition", "training", "train_slow", "train_fast", "train_controls", "student")
 
 
 class Comparison:
@@ -53,11 +54,10 @@ class Comparison:
             arms.Setting(
                 inputs.backbone.schedule(teacher.height, teacher.width),
                 teacher.steps,
-                inputs.bundle.phases["slow"].u,
-                inputs.bundle.phases["fast"].u,
+                inputs.bundle.plan(inputs.backbone),
                 teacher.true_cfg_scale,
-                params.student.true_cfg_scale,
-                params.train_controls.arms,
+                inputs.bundle.guidance.student_true_cfg_scale,
+                inputs.controls,
             )
         )
         self.draws = measure.draws(
@@ -153,7 +153,8 @@ class Comparison:
         if self.exam.judge is not None:
             failed = np.flatnonzero(measured[REFERENCE].passed & ~measured[PRODUCT].passed)[:MAX_FAILURES].tolist()
         titles = {arm.name: f"{arm.title}\n{arm.nfe} forwards" for arm in self.arms}
-        sections = {name: value for name, value in asdict(self.params).items() if name not in HIDDEN_SECTIONS}
+        hidden = HIDDEN_SECTIONS if inputs.trained_here else (*HIDDEN_SECTIONS, *STAGE_SECTIONS)
+        sections = {name: value for name, value in asdict(self.params).items() if name not in hidden}
         sigmas = inputs.backbone.schedule(self.params.teacher.height, self.params.teacher.width).sigmas(
             schedule.base_levels(self.params.teacher.steps)
         )
@@ -165,12 +166,14 @@ class Comparison:
             failure_titles=[titles[name] for name in FAILURE_ARMS],
             failures=self.rows(FAILURE_ARMS, failed, measured),
             histories=inputs.histories,
+            trained_here=inputs.trained_here,
             snr=flow.snr(sigmas[:-1]).tolist(),
-            slow_steps=inputs.partition.slow.steps,
-            fast_steps=inputs.partition.fast.steps,
+            slow_steps=inputs.bundle.phases["slow"].steps,
+            fast_steps=inputs.bundle.phases["fast"].steps,
             provenance={
                 "Teacher": f"{self.params.teacher.path}, {inputs.teacher_digest}",
                 "Bundle": inputs.bundle_digest,
+                "Path": inputs.bundle.path,
                 **{f"Adapter {name}": digest for name, digest in inputs.adapter_digests.items()},
                 "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
             },
@@ -197,7 +200,7 @@ def write(folder: Path, comparison: Comparison, metrics: dict, measured: Mapping
     """Writes the tables, the grid and the report, each file whole; metrics.json comes last.
 
     Args:
-        folder: artifacts/evaluation.
+        folder: artifacts/evaluation, or a command's own.
         comparison: What was compared.
         metrics: The content of metrics.json.
         measured: By arm.

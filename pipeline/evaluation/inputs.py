@@ -1,21 +1,65 @@
-"""Reads what an evaluation starts from: the teacher, the bundle, the controls, the partition, the loss histories."""
+"""Reads what an evaluation starts from: the teacher, the bundle, the controls, the loss histories."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from pipeline import adapters, artifacts, backbones, controls
+from pipeline import adapters, artifacts, backbones
 from pipeline.backbones.base import Backbone
-from pipeline.export import PHASES, Bundle, bundle_digest
+from pipeline.evaluation.arms import control_adapters
+from pipeline.export import MANIFEST, PHASES, Bundle, bundle_digest
 from pipeline.params import Params
-from pipeline.partition import Partition
 
 History = list[tuple[int, float]]
 """(train_step, loss)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which pair an evaluation measures, beside which controls.
+
+    Attributes:
+        bundle: The folder of the pair.
+        controls: The control arms that have adapters.
+        histories: Losses by adapter.
+        trained_here: Whether this project's stages trained the pair.
+    """
+
+    bundle: Path
+    controls: tuple[str, ...]
+    histories: Mapping[str, History]
+    trained_here: bool
+
+
+def of_stages(params: Params) -> Source:
+    """What the stages before evaluate wrote.
+
+    Raises:
+        ValueError: A control is unknown.
+    """
+    found = histories(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
+    return Source(artifacts.BUNDLE, tuple(control_adapters(params.train_controls.arms)), found, True)
+
+
+def of_bundle(params: Params, folder: Path) -> Source:
+    """A pair that lies anywhere, beside the controls that are there and run as it does.
+
+    Raises:
+        ValueError: The folder holds no bundle, or a control is unknown.
+    """
+    bundle, known = Bundle.load(folder), control_adapters(params.train_controls.arms)
+    own = Bundle.load(artifacts.BUNDLE) if (artifacts.BUNDLE / MANIFEST).is_file() else None
+    if own is None or not _run_alike(own, bundle):
+        return Source(folder, (), {}, False)
+    trained_here = bundle_digest(own.folder) == bundle_digest(folder)
+    controls = tuple(name for name, both in known.items() if all(_is_adapter(_control(adapter)) for adapter in both))
+    shown = {adapter for name in controls for adapter in known[name]} | set(PHASES if trained_here else ())
+    losses = histories(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
+    return Source(folder, controls, {name: loss for name, loss in losses.items() if name in shown}, trained_here)
 
 
 @dataclass(frozen=True)
@@ -25,10 +69,11 @@ class Inputs:
     Attributes:
         backbone: The teacher, whole.
         bundle: The pair.
-        partition: The student's path on the teacher's steps.
+        controls: The control arms that have adapters.
         states: Every adapter with folded scale, by name.
         adapter_digests: Digest of each adapter's file.
         histories: Losses by adapter.
+        trained_here: Whether this project's stages trained the pair.
         teacher_digest: Of the transformer.
         bundle_digest: Of the bundle.
         origin: What an image of the bare backbone depends on besides its noise levels, prompt and seed.
@@ -36,47 +81,52 @@ class Inputs:
 
     backbone: Backbone
     bundle: Bundle
-    partition: Partition
+    controls: tuple[str, ...]
     states: Mapping[str, adapters.State]
     adapter_digests: Mapping[str, str]
     histories: Mapping[str, History]
+    trained_here: bool
     teacher_digest: str
     bundle_digest: str
     origin: Mapping
 
 
-def read(params: Params) -> Inputs:
-    """Reads the artifacts of the earlier stages.
+def read(params: Params, source: Source) -> Inputs:
+    """Reads a pair, its controls and its teacher.
 
     Raises:
-        ValueError: If an artifact is missing or broken, or the bundle belongs to another teacher.
+        ValueError: If an artifact is missing or broken, or the bundle belongs to another teacher or was made for
+            another way to run it.
     """
-    bundle = Bundle.load(artifacts.BUNDLE)
-    teacher_digest = backbones.digest(params.teacher.path)
+    bundle, teacher = Bundle.load(source.bundle), params.teacher
+    teacher_digest = backbones.digest(teacher.path)
     if bundle.base_digest != teacher_digest:
         raise ValueError(
-            f"{artifacts.BUNDLE} must belong to the teacher in {params.teacher.path}, whose digest is {teacher_digest},"
+            f"{bundle.folder} must belong to the teacher in {teacher.path}, whose digest is {teacher_digest},"
             f" got a bundle for {bundle.base_digest}"
         )
-    partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
+    _check_alike(params, bundle)
     states, files = dict(bundle.states()), {phase: bundle.folder / f"{phase}.safetensors" for phase in PHASES}
-    for job in controls.jobs(params, partition):
-        folder = artifacts.TRAIN_CONTROLS / job.name
-        states[job.name] = adapters.read(folder)[0]
-        files[job.name] = folder / adapters.WEIGHTS
-    teacher = params.teacher
+    for control in control_adapters(source.controls).values():
+        for name in dict.fromkeys(control):
+            states[name] = adapters.read(_control(name))[0]
+            files[name] = _control(name) / adapters.WEIGHTS
     backbone = backbones.load(
         teacher.path, params.runtime.device, dtype=teacher.dtype, quantization=teacher.quantization
     )
+    shapes = adapters.linear_shapes(backbone.transformer)
+    for name, state in states.items():  # now, not after the teacher's images
+        adapters.check(state, shapes, str(files[name]), f"the transformer of {teacher.path}")
     return Inputs(
         backbone,
         bundle,
-        partition,
+        source.controls,
         states,
         {name: artifacts.file_digest(file) for name, file in files.items()},
-        histories(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS),
+        source.histories,
+        source.trained_here,
         teacher_digest,
-        bundle_digest(artifacts.BUNDLE),
+        bundle_digest(bundle.folder),
         {
             "teacher": artifacts.folder_digest(params.teacher.path),
             "code": artifacts.code_digest(),
@@ -104,3 +154,33 @@ def histories(slow: Path, fast: Path, controls_folder: Path) -> dict[str, Histor
         for arm, rows in groups:
             found[str(arm)] = list(zip(rows["train_step"].tolist(), rows["loss"].tolist(), strict=True))
     return found
+
+
+def _control(name: str) -> Path:
+    return artifacts.TRAIN_CONTROLS / name
+
+
+def _is_adapter(folder: Path) -> bool:
+    return all((folder / file).is_file() for file in (adapters.WEIGHTS, adapters.CONFIG))
+
+
+def _run_alike(own: Bundle, other: Bundle) -> bool:
+    """Whether two pairs are run in the same way: controls trained beside one are then controls of the other."""
+    labels = ("folder", "base_model", "base_license", "rank")
+    return replace(own, **{name: getattr(other, name) for name in labels}) == other
+
+
+def _check_alike(params: Params, bundle: Bundle) -> None:
+    """The arms share resolution, texts and the number of teacher steps: the student must be made for those."""
+    teacher = params.teacher
+    for key, made_for, got in (
+        ("height", bundle.height, teacher.height),
+        ("width", bundle.width, teacher.width),
+        ("max_sequence_length", bundle.max_sequence_length, teacher.max_sequence_length),
+        ("dtype", bundle.dtype, teacher.dtype),
+        ("steps", bundle.teacher_steps, teacher.steps),
+        ("guidance_scale", bundle.guidance.guidance_scale, teacher.guidance_scale),
+        ("negative_prompt", bundle.guidance.negative_prompt, teacher.negative_prompt),
+    ):
+        if got != made_for:
+            raise ValueError(f"teacher.{key} must be {made_for!r} as in {bundle.folder / MANIFEST}, got {got!r}")

@@ -34,6 +34,7 @@ class Content:
         failure_titles: Of the arms in `failures`.
         failures: Prompts where the teacher passes and the student does not, the first few.
         histories: (train_step, loss) by adapter.
+        trained_here: Whether this project trained the pair, and so knows on which prompts.
         snr: Of each teacher step.
         slow_steps: Teacher steps at which the student's slow steps start.
         fast_steps: Teacher steps at which its fast steps start.
@@ -48,6 +49,7 @@ class Content:
     failure_titles: Sequence[str]
     failures: Sequence[Row]
     histories: Mapping[str, Sequence[tuple[int, float]]]
+    trained_here: bool
     snr: Sequence[float]
     slow_steps: Sequence[int]
     fast_steps: Sequence[int]
@@ -125,12 +127,13 @@ def _headline(content: Content) -> str:
         (str(student["nfe"]), f"forwards per image instead of {teacher['nfe']}"),
     )
     cards = (tag("div", tag("b", text(value)), tag("span", text(words))) for value, words in numbers)
+    unseen = " that no adapter was trained on" if content.trained_here else "; the pair was trained elsewhere"
     return tag(
         "header",
         tag("h1", text(_title(content))),
         _note(
-            f"Measured on {metrics['prompts']} prompts that no adapter was trained on. Every arm starts from the same"
-            " noise for the same prompt."
+            f"Measured on {metrics['prompts']} prompts{unseen}. Every arm starts from the same noise for the same"
+            " prompt."
         ),
         tag("div", *cards, css="numbers"),
         _unscored(metrics),

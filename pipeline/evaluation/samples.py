@@ -154,6 +154,7 @@ class Store:
         content = {
             "origin": self.origin,
             "sigmas": arm.plan.sigmas.tolist(),
+            "d_sigmas": arm.plan.d_sigmas,
             "adapters": [self.adapter_digests[name] if name else None for name in arm.plan.adapters],
             "true_cfg_scale": arm.true_cfg_scale,
             "prompts": shard.prompts,
