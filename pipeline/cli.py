@@ -191,12 +191,23 @@ def evaluate(bundle: str, out: Path | None) -> None:
 
 
 @main.command()
+@click.option("--bundle", default=artifacts.BUNDLE, show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--evaluation",
+    default=artifacts.EVALUATION,
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="What `glance evaluate` or `dvc repro` measured of the bundle.",
+)
 @one_sentence
-def register() -> None:
-    """Publish the last `dvc repro` and register its bundle as `candidate`; the same bytes make no second version."""
+def register(bundle: Path, evaluation: Path) -> None:
+    """Publish the last `dvc repro` and register its bundle as `candidate`; the same bytes make no second version.
+
+    With --bundle another pair is registered, on the strength of its own evaluation.
+    """
     from pipeline import params, registry
 
-    done = registry.register(params.load())
+    done = registry.register(params.load(), bundle, evaluation)
     click.echo(f"{done.version}{'' if done.created else ' has these bytes already'} (run {done.run_id})")
 
 

@@ -4,7 +4,7 @@ import csv
 import math
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,7 @@ class StageRecord:
 
     def files(self) -> dict[Path, str]:
         """Pictures, tables and reports among the outputs that are there -> their folder within the stage's outputs."""
-        every = {
-            file: file.relative_to(out.parent).parent.as_posix()
-            for out in self.outs
-            for file in ([out] if out.is_file() else sorted(out.rglob("*")))
-        }
-        return {file: folder for file, folder in every.items() if file.suffix in SHOWN and file.is_file()}
+        return shown(self.outs)
 
     def metrics(self) -> list[Metric]:
         """The numbers of metrics.json and the histories of the CSV files among the outputs."""
@@ -51,6 +46,16 @@ class StageRecord:
             elif file.suffix == ".csv":
                 found += history(file)
         return found
+
+
+def shown(outs: Iterable[Path]) -> dict[Path, str]:
+    """Pictures, tables and reports among files and folders -> their folder, as seen from beside the output."""
+    every = {
+        file: file.relative_to(out.parent).parent.as_posix()
+        for out in outs
+        for file in ([out] if out.is_file() else sorted(out.rglob("*")))
+    }
+    return {file: folder for file, folder in every.items() if file.suffix in SHOWN and file.is_file()}
 
 
 def stage_records(lock: str | Path = "dvc.lock") -> list[StageRecord]:

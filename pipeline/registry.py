@@ -20,6 +20,7 @@ CHAMPION = "champion"  # the one that somebody promoted
 DIGEST = "bundle_digest"
 FOLDER = "bundle"  # of the run's artifacts
 SUFFIXES = (".safetensors", ".json", ".md")  # what a bundle may hold: nothing that runs when it is read
+UNKNOWN = "none: no `dvc repro` here made this bundle"  # the tag `provenance` of a run without stages
 HEADLINE = ("retention", "retention_low", "retention_high", "score", "nfe", "speedup_batch1")  # of the student, as tags
 
 
@@ -35,7 +36,10 @@ class Registration:
 def register(
     params: Params, bundle: Path = BUNDLE, evaluation: Path = EVALUATION, lock: Path = Path("dvc.lock")
 ) -> Registration:
-    """Publishes this `dvc repro` as a run with a child per stage, and its bundle as a model version named `candidate`.
+    """Publishes a bundle's run and the bundle as a model version named `candidate`.
+
+    The run of the pipeline's own bundle is this `dvc repro`, with a child per stage. Of any other bundle nothing is
+    known but its manifest and its evaluation: the run has those, and says that no `dvc repro` here made it.
 
     Args:
         params: The parameters; `register.name` names the model and the experiment.
@@ -44,30 +48,38 @@ def register(
         lock: The dvc.lock that says what each stage read and wrote.
 
     Raises:
-        ValueError: The bundle is incomplete or holds other files than a bundle may, or dvc.lock is missing.
-        FileNotFoundError: There is no metrics.json.
+        ValueError: The bundle is incomplete or holds other files than a bundle may, the evaluation is missing or
+            measured something else, or dvc.lock is missing.
         ConnectionError: The MLflow server is down or refuses.
     """
     store = tracking.connect()
     digest = _verified_digest(bundle)
-    metrics = read_json(evaluation / "metrics.json")
-    records = [record for record in provenance.stage_records(lock) if record.name != "register"]
     manifest = read_json(bundle / "glance.json")
-    experiment = provenance.dvc_experiment()
-    revision = provenance.git_revision()
+    metrics = _metrics(evaluation, bundle, digest, manifest["base_digest"])
+    headline = {key: str(value) for key, value in _headline(metrics).items()}
+    made_here, measured_here = _same(bundle, BUNDLE), _same(evaluation, EVALUATION)
+    unpublished = {"register"} if measured_here else {"register", "evaluate"}
+    records = [r for r in provenance.stage_records(lock) if r.name not in unpublished] if made_here else []
+    experiment = provenance.dvc_experiment() if made_here else None
+    revision = provenance.git_revision() if made_here else None
 
     facts = {DIGEST: digest, "base_digest": manifest["base_digest"], "base_model": manifest["base_model"]}
     if experiment:
         facts["dvc_experiment"] = experiment
     if revision:
         facts["git_revision"] = revision
-    headline = {key: str(value) for key, value in _headline(metrics).items()}
+    if made_here:
+        name, settings = experiment or f"repro {(revision or digest)[:8]}", asdict(params)
+    else:
+        facts["provenance"] = UNKNOWN
+        name, settings = f"bundle {bundle.resolve().name}", _known_of(manifest, params)
 
     with tracking.locked():
         experiment_id = store.experiment(params.register.name)
-        with store.run(experiment_id, experiment or f"repro {(revision or digest)[:8]}") as run_id:
-            store.log(run_id, provenance.flatten(asdict(params)), provenance.numbers(metrics), facts)
-            store.log_files(run_id, {lock: "."})
+        with store.run(experiment_id, name) as run_id:
+            store.log(run_id, provenance.flatten(settings), provenance.numbers(metrics), facts)
+            store.log_files(run_id, {lock: "."} if made_here else {})
+            store.log_files(run_id, {} if made_here and measured_here else provenance.shown([evaluation]))
             for record in records:
                 with store.run(experiment_id, record.name, parent=run_id) as child:
                     tags = {"stage": record.name, "command": record.command, **record.digests}
@@ -202,6 +214,31 @@ def _verified_digest(bundle: Path) -> str:
     Bundle.load(bundle)
     check_files(str(bundle), _names(bundle))
     return bundle_digest(bundle)
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.resolve() == other.resolve()
+
+
+def _metrics(evaluation: Path, bundle: Path, digest: str, base_digest: str) -> Mapping:
+    """The content of metrics.json, which must be this bundle's on its own base."""
+    file = evaluation / "metrics.json"
+    if not file.is_file():
+        how = "`dvc repro`" if _same(evaluation, EVALUATION) else f"`glance evaluate {bundle} --out {evaluation}`"
+        raise ValueError(f"{file} is missing: measure the bundle first, with {how}")
+    metrics = read_json(file)
+    _headline(metrics)
+    for key, what, wanted in (("bundle_digest", "bundle", digest), ("teacher_digest", "base model", base_digest)):
+        if metrics.get(key) != wanted:
+            raise ValueError(f"{file} must measure the {what} {wanted} of {bundle}, got {metrics.get(key)}")
+    return metrics
+
+
+def _known_of(manifest: Mapping, params: Params) -> dict[str, Mapping]:
+    """What holds for a bundle that the stages here did not make: how it was measured, and what it says of itself."""
+    used = {name: asdict(getattr(params, name)) for name in ("teacher", "evaluation", "register")}
+    said = {key: manifest[key] for key in ("u", "steps", "teacher_steps", "rank", "guidance")}
+    return {**used, "bundle": {**said, "path": manifest.get("path", "consistent")}}
 
 
 def _names(folder: Path) -> list[str]:

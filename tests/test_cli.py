@@ -11,7 +11,7 @@ from pipeline import backbones, cli, tracking
 from pipeline.artifacts import dvc_root
 from pipeline.export import Bundle, bundle_digest
 from pipeline.export import generate as reference
-from tests.published import ROOT, write_bundle, write_project
+from tests.published import ROOT, write_bundle, write_evaluation, write_project
 from tests.tiny import make_tiny_flux
 
 NAME = "glance-scenes"
@@ -30,6 +30,7 @@ def project(tmp_path, monkeypatch, base):
         monkeypatch.delenv(name)
     root = write_project(tmp_path / "project")
     write_bundle(root / "artifacts/bundle", base_model="artifacts/teacher", base_digest=backbones.digest(base))
+    write_evaluation(root, retention=0.97)
     (root / "artifacts/teacher").symlink_to(base)
     monkeypatch.chdir(root)
     monkeypatch.setenv("DVC_ROOT", str(root))

@@ -127,6 +127,16 @@ def test_register_publishes_a_run_with_a_child_per_stage(project, monkeypatch):
     assert shown == {"images", "metrics.json"}
 
 
+def test_an_evaluation_of_its_own_stands_for_the_stages(project):
+    shutil.move(project / "artifacts/evaluation", project / "again")
+    done = registry.register(params.load(), evaluation=Path("again"))
+    (parent,), children = runs()
+    assert {child.info.run_name for child in children} == {"train_slow", "register"}
+    assert parent.info.run_name.startswith("repro ") and "provenance" not in parent.data.tags
+    shown = {file.path for file in tracking.connect()._client.list_artifacts(done.run_id, "again")}
+    assert shown == {"again/images", "again/metrics.json"}
+
+
 def test_register_names_the_git_revision(project):
     git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "start"]):
@@ -162,6 +172,7 @@ def test_the_same_bytes_make_no_second_version_but_a_visible_run(project, monkey
 def test_other_bytes_make_a_second_version_which_is_the_candidate(project):
     registry.register(params.load())
     write_bundle(project / "artifacts/bundle", seed=1)
+    write_evaluation(project, retention=0.97)
     assert registry.register(params.load()).created
     assert registry.find(tracking.connect(), CANDIDATE).number == 2
 
