@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline import provenance, tracking
-from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, dvc_root, read_json
+from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, dvc_root, folder_digest, read_json
 from pipeline.params import Params
 from pipeline.tracking import Store, Version
 
@@ -57,7 +57,7 @@ def register(
     manifest = read_json(bundle / "glance.json")
     metrics = _metrics(evaluation, bundle, digest, manifest["base_digest"])
     headline = {key: str(value) for key, value in _headline(metrics).items()}
-    made_here, measured_here = _same(bundle, BUNDLE), _same(evaluation, EVALUATION)
+    made_here, measured_here = _made_here(digest), _same(evaluation, EVALUATION)
     unpublished = {"register"} if measured_here else {"register", "evaluate"}
     records = [r for r in provenance.stage_records(lock) if r.name not in unpublished] if made_here else []
     experiment = provenance.dvc_experiment() if made_here else None
@@ -214,6 +214,11 @@ def _verified_digest(bundle: Path) -> str:
     Bundle.load(bundle)
     check_files(str(bundle), _names(bundle))
     return bundle_digest(bundle)
+
+
+def _made_here(digest: str) -> bool:
+    """Whether these are the bytes of the pipeline's own bundle, wherever they lie."""
+    return (BUNDLE / "glance.json").is_file() and folder_digest(BUNDLE) == digest
 
 
 def _same(path: Path, other: Path) -> bool:
