@@ -81,6 +81,14 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Makes `target` the same file as `source`, or a copy where there are no hard links between the two."""
+    try:
+        os.link(os.path.realpath(source), target)  # the file, where `source` is a symbolic link as in the hub's cache
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Writes `content` as indented JSON.
 

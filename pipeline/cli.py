@@ -80,10 +80,10 @@ def generate(
     base = Path(teacher or loaded.base_model)
     if not base.exists():
         raise ValueError(f"the base model {base} is not here: go to the project's root, or name it with --teacher")
-    digest = backbones.digest(base)
+    digest = backbones.digest(base, loaded.loras)
     if digest != loaded.base_digest:
         raise ValueError(f"{bundle} was made for another model than {base}: {loaded.base_digest}, not {digest}")
-    backbone = backbones.load(base, device, dtype=loaded.dtype)
+    backbone = backbones.load(base, device, dtype=loaded.dtype, loras=loaded.loras)
     images = []
     with progress(total=len(texts), what="generating", unit="image") as bar:
         for first in range(0, len(texts), BATCH):
@@ -114,13 +114,17 @@ def preset(name: str) -> None:
 @main.command()
 @one_sentence
 def fetch() -> None:
-    """Download the teacher that params.yaml names, at its pinned revision."""
-    from pipeline import hub, params
+    """Download the teacher and the LoRAs that params.yaml names, at their pinned revisions."""
+    from pipeline import hub, loras, params
 
     teacher = params.load().teacher
-    if teacher.hub is None:
-        raise ValueError("teacher.hub must name owner/name@revision to fetch it, got null")
-    click.echo(hub.fetch(teacher.hub, teacher.path))
+    wanted = [lora for lora in loras.missing(teacher.loras) if lora.hub]
+    if not (wanted and Path(teacher.path).is_dir()):
+        if teacher.hub is None:
+            raise ValueError("teacher.hub must name owner/name@revision to fetch it, got null")
+        click.echo(hub.fetch(teacher.hub, teacher.path))
+    for lora in wanted:
+        click.echo(hub.fetch_lora(lora))
 
 
 @main.command()

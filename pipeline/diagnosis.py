@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import artifacts, params, tracking
+from pipeline import artifacts, loras, params, tracking
 
 DISTRIBUTION = "glance-pipeline"
 
@@ -76,7 +76,7 @@ def parameters() -> Finding:
 
 
 def teacher() -> Finding:
-    """Is the teacher there, and the one that the bundle was made for?"""
+    """Is the teacher there with its LoRAs, and the one that the bundle was made for?"""
     try:
         settings = params.load().teacher
     except ValueError:
@@ -88,10 +88,13 @@ def teacher() -> Finding:
         )
         return Finding(False, f"{path} is missing", mend)
 
+    for lora in loras.missing(settings.loras):
+        return Finding(False, f"{lora.path} is missing", lora.mend)
+
     from pipeline import backbones
 
     try:
-        digest = backbones.digest(path)
+        digest = backbones.digest(path, settings.loras)
         if not artifacts.BUNDLE.is_dir():
             return Finding(True, f"{digest[:19]}, no bundle yet")
         wanted = artifacts.read_json(artifacts.BUNDLE / "glance.json").get("base_digest")

@@ -6,6 +6,7 @@ glance.json                          the base, the levels, the phases, the guida
 README.md                            the model card
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -22,6 +23,7 @@ from pipeline import adapters, backbones, paths
 from pipeline.artifacts import folder_digest, read_json, save_safetensors, write_json
 from pipeline.backbones.base import Backbone, field, repeat
 from pipeline.guidance import forwards
+from pipeline.loras import Lora, pinned
 from pipeline.params import StudentParams, TeacherParams
 from pipeline.partition import Partition
 from pipeline.sampling import PhasePlan, sample_plan
@@ -78,6 +80,8 @@ class Bundle:
     rank: int
     path: str = "consistent"
     """How the latents move, one of `paths.PATHS`."""
+    loras: tuple[Lora, ...] = ()
+    """What is fused into the base, with the digests of the files."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Bundle":
@@ -95,9 +99,9 @@ class Bundle:
         if content.get("format") != FORMAT:
             raise ValueError(f"{folder / MANIFEST}: format must be {FORMAT}, got {content.get('format')}")
         try:
-            values = {f.name: content[f.name] for f in fields(cls) if f.name not in ("folder", "path")}
+            content = {"loras": [], "path": cls.path, **content}  # bundles of earlier versions have none
+            values = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
             values |= {
-                "path": content.get("path", cls.path),  # older bundles have none
                 "u": tuple(values["u"]),
                 "steps": tuple(values["steps"]),
                 "phases": {
@@ -105,8 +109,9 @@ class Bundle:
                     for name in PHASES
                 },
                 "guidance": Guidance(**values["guidance"]),
+                "loras": tuple(Lora(**entry) for entry in values["loras"]),
             }
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / MANIFEST} is not a complete manifest ({error})") from error
         paths.check(f"{folder / MANIFEST}: path", values["path"])
         bundle = cls(folder=folder, **values)
@@ -176,7 +181,8 @@ def write(
         imported: The adapters were trained elsewhere, which the card then says.
 
     Raises:
-        ValueError: An adapter is missing, the two have different ranks, or there is no such path.
+        ValueError: An adapter or a LoRA of the teacher is missing, the adapters have different ranks, or there is no
+            such path.
     """
     paths.check("path", path)
     folder = Path(folder)
@@ -198,7 +204,8 @@ def write(
     content = {
         "format": FORMAT,
         "base_model": teacher.path,
-        "base_digest": backbones.digest(teacher.path),
+        "base_digest": backbones.digest(teacher.path, teacher.loras),
+        "loras": [asdict(lora) for lora in pinned(teacher.loras)],
         "family": backbone.family,
         "u": partition.u,
         "steps": partition.steps[:-1],
@@ -228,7 +235,7 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
     """One image per prompt: K Euler steps, slow's adapter before the handoff and fast's after it.
 
     Args:
-        backbone: The bundle's base, whole; it is left as it was.
+        backbone: The bundle's base, whole, with the bundle's LoRAs; it is left as it was.
         bundle: The pair.
         prompts: B texts.
         seeds: Of each image's noise, length B.
@@ -285,10 +292,26 @@ def _card(manifest: Mapping[str, Any], guided: Mapping[str, Any], imported: bool
         width=manifest["width"],
         tokens=manifest["max_sequence_length"],
         dtype=backbones.DTYPES[manifest["dtype"]],
+        styles="".join(map(_fused, manifest["loras"])),
+        fused=" with the LoRAs that are fused into it above" if manifest["loras"] else "",
         guided="".join(f"\n    {name}={value!r}," for name, value in guided.items()),
     )
     origin = (IMPORTED_TEXT if imported else TRAINED_TEXT).substitute(values)
     return CARD_TEXT.substitute(values, origin=origin, use=USE_TEXTS[manifest["path"]].substitute(values))
+
+
+def _fused(lora: Mapping[str, Any]) -> str:
+    """The lines of plain diffusers that fuse a LoRA of the manifest into the base."""
+    found = Lora(**lora)
+    if found.hub:
+        repository, revision, file = map(json.dumps, found.hub.group("repository", "revision", "filename"))
+        source = f"{repository}, revision={revision}, weight_name={file}"
+    else:
+        source = f"{json.dumps(found.path.parent.as_posix())}, weight_name={json.dumps(found.path.name)}"
+    return f"""
+pipe.load_lora_weights({source})  # sha256 {found.sha256}
+pipe.fuse_lora(components=["transformer"], lora_scale={found.weight})
+pipe.unload_lora_weights()"""
 
 
 CARD_TEXT = Template("""---
@@ -306,7 +329,7 @@ sigma $handoff on. $origin
 
 $use
 `glance.json` has the levels, the phases and the guidance in full. The adapters belong to the base model whose
-transformer has the digest `$digest`, and its licence ($license) holds for them.
+transformer$fused has the digest `$digest`, and its licence ($license) holds for them.
 """)
 
 TRAINED_TEXT = Template(
@@ -323,7 +346,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 folder = "."  # of this card
-pipe = DiffusionPipeline.from_pretrained("$base", dtype=$dtype)
+pipe = DiffusionPipeline.from_pretrained("$base", dtype=$dtype)$styles
 for phase in ("slow", "fast"):
     pipe.load_lora_weights(folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
 

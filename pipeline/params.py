@@ -9,6 +9,9 @@ from typing import Any, get_type_hints
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline import loras
+from pipeline.loras import Lora
+
 TYPE_NAMES = {
     bool: "true or false",
     int: "an integer",
@@ -16,6 +19,7 @@ TYPE_NAMES = {
     str: "a text",
     str | None: "a text or null",
     tuple[str, ...]: "a list of texts",
+    tuple[Lora, ...]: "a list of texts",
 }
 
 
@@ -33,6 +37,7 @@ class TeacherParams:
 
     path: str = _text(r".+", "name a folder")
     hub: str | None = _text(r"[^/@\s]+/[^/@\s]+@[^/@\s]+", "be owner/name@revision or null")
+    loras: tuple[Lora, ...]
     dtype: str = _text(r"fp32|bf16", "be fp32 or bf16")
     quantization: str = _text(r"none|int8|fp8|nf4", "be none, int8, fp8 or nf4")
     max_sequence_length: int = _number(at_least=1, at_most=512)
@@ -201,13 +206,15 @@ def _check_keys(where: str, known: dict[str, Any], content: Any) -> None:
 def _value(key: str, field: Field, wanted: Any, value: Any) -> Any:
     """`value` as the wanted type, in range."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
     fits = {
         bool: isinstance(value, bool),
         int: number and isinstance(value, int),
         float: number and math.isfinite(value),
         str: isinstance(value, str),
         str | None: value is None or isinstance(value, str) and value != "",
-        tuple[str, ...]: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        tuple[str, ...]: texts,
+        tuple[Lora, ...]: texts,
     }
     if not fits[wanted]:
         raise ValueError(f"{key} must be {TYPE_NAMES[wanted]}, got {value!r}")
@@ -220,4 +227,6 @@ def _value(key: str, field: Field, wanted: Any, value: Any) -> Any:
         raise ValueError(f"{key} must be at most {rules['at_most']}, got {value}")
     if value is not None and "pattern" in rules and not re.fullmatch(rules["pattern"], value):
         raise ValueError(f"{key} must {rules['rule']}, got {value!r}")
+    if wanted == tuple[Lora, ...]:
+        return tuple(map(loras.parse, value))
     return tuple(value) if wanted == tuple[str, ...] else wanted(value) if wanted in (int, float) else value

@@ -133,7 +133,7 @@ def load_teacher(params: Params) -> Backbone:
     """The teacher as a training holds it: its transformer alone. Raises ValueError as `backbones.load` does."""
     teacher = params.teacher
     backbone = backbones.load(
-        teacher.path, params.runtime.device, ("transformer",), teacher.dtype, teacher.quantization
+        teacher.path, params.runtime.device, ("transformer",), teacher.dtype, teacher.quantization, teacher.loras
     )
     if params.runtime.gradient_checkpointing:
         backbone.transformer.enable_gradient_checkpointing()

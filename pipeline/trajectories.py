@@ -8,7 +8,6 @@ A shard depends on the teacher, the recording and its own range of trajectories 
 can be made in any order or place, and a killed run goes on with those that it lacks.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from pipeline import artifacts
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.guidance import forwards
+from pipeline.loras import Lora, content
 from pipeline.params import Params
 from pipeline.sampling import euler_states
 from pipeline.scenes import captions
@@ -165,11 +165,10 @@ def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[
         artifacts.save_safetensors(scratch / file, tensors)
 
 
-def recording_key(recording: Recording, teacher: str | Path, device: torch.device) -> str:
+def recording_key(recording: Recording, teacher: str | Path, device: torch.device, loras: Sequence[Lora] = ()) -> str:
     """Digest of all that the shards depend on: the recording, the teacher's files, the kind of device and the code."""
-    return artifacts.digest_of(
-        [recording, artifacts.folder_digest(teacher), torch.device(device).type, artifacts.code_digest()]
-    )
+    files = [artifacts.folder_digest(teacher), content(loras)]
+    return artifacts.digest_of([recording, files, torch.device(device).type, artifacts.code_digest()])
 
 
 def publish(recording: Recording, schedule: Schedule, teacher_digest: str, scratch: Path, folder: Path) -> None:
@@ -190,7 +189,7 @@ def publish(recording: Recording, schedule: Schedule, teacher_digest: str, scrat
     }
     with artifacts.atomic_dir(folder) as partial:
         for entry in (content["negative"], *shards):
-            _link_or_copy(scratch / entry["file"], partial / entry["file"])
+            artifacts.link_or_copy(scratch / entry["file"], partial / entry["file"])
         artifacts.write_json(partial / INDEX, content)
     shutil.rmtree(scratch)
 
@@ -324,10 +323,3 @@ def _states(
     )
     x = backbone.noise(range(recording.seed + first, recording.seed + first + count), height, width)
     return euler_states(velocity, x, backbone.schedule(height, width).sigmas(base_levels(recording.steps)))
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

@@ -13,8 +13,10 @@ def main(params: Params) -> None:
     prompts = load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "trajectories")
     recording = Recording.from_params(params, prompts)
     parts = ("text", "transformer")
-    backbone = backbones.load(teacher.path, params.runtime.device, parts, teacher.dtype, teacher.quantization)
-    key = recording_key(recording, teacher.path, backbone.device)
+    backbone = backbones.load(
+        teacher.path, params.runtime.device, parts, teacher.dtype, teacher.quantization, teacher.loras
+    )
+    key = recording_key(recording, teacher.path, backbone.device, teacher.loras)
     scratch = artifacts.checkpoint_dir("cache_trajectories", key)
     total = len(recording.ranges) * recording.steps
     with progress(total=total, what=f"recording {len(recording)} trajectories", unit="step") as bar:
@@ -22,7 +24,7 @@ def main(params: Params) -> None:
             bar.set_postfix_str(recording.describe(number), refresh=False)
             bar.update(steps)
     schedule = backbone.schedule(teacher.height, teacher.width)
-    publish(recording, schedule, backbones.digest(teacher.path), scratch, artifacts.TRAJECTORIES)
+    publish(recording, schedule, backbones.digest(teacher.path, teacher.loras), scratch, artifacts.TRAJECTORIES)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from pipeline import adapters, backbones, export, importing
+from pipeline import adapters, backbones, export, importing, lora_files
 from pipeline.cli import main
 from tests.recorded import small_params
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image
@@ -62,7 +62,7 @@ def comfy_keys(module):
 )
 def test_a_file_has_the_delta_that_its_alpha_says(teachers, tmp_path, family, keys, alpha):
     backbone = backbones.load(teachers[family], "cpu", ())
-    state = importing.read(write(tmp_path / "x.safetensors", keys(MODULE[family]), alpha=alpha), backbone)
+    state = lora_files.read(write(tmp_path / "x.safetensors", keys(MODULE[family]), alpha=alpha), backbone)
     a, b = matrices(2, 0)
     torch.testing.assert_close(adapters.delta(state, MODULE[family]), (1 if alpha is None else alpha / 2) * b @ a)
 
@@ -73,7 +73,7 @@ def test_a_fused_matrix_of_kohya_becomes_the_projections_of_flux(teachers, tmp_p
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     tensors = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(4.0)}
     save_file(tensors, tmp_path / "x.safetensors")
-    state = importing.read(tmp_path / "x.safetensors", backbones.load(teachers["flux"], "cpu", ()))
+    state = lora_files.read(tmp_path / "x.safetensors", backbones.load(teachers["flux"], "cpu", ()))
     for i, projection in enumerate(("to_q", "to_k", "to_v")):
         delta = adapters.delta(state, f"transformer_blocks.0.attn.{projection}")
         torch.testing.assert_close(delta, 2 * b[32 * i : 32 * (i + 1)] @ a)
@@ -160,10 +160,10 @@ def test_the_path_goes_into_the_bundle_and_another_one_is_refused(tmp_path, para
 def test_a_file_that_is_missing_or_no_lora_is_one_sentence(tmp_path, teachers):
     backbone = backbones.load(teachers["flux"], "cpu", ())
     with pytest.raises(ValueError, match="x.safetensors is missing"):
-        importing.read(tmp_path / "x.safetensors", backbone)
+        lora_files.read(tmp_path / "x.safetensors", backbone)
     (tmp_path / "x.safetensors").write_text("no")
     with pytest.raises(ValueError, match="x.safetensors is no safetensors file"):
-        importing.read(tmp_path / "x.safetensors", backbone)
+        lora_files.read(tmp_path / "x.safetensors", backbone)
 
 
 def test_the_command_imports_a_pair(tmp_path, monkeypatch, teachers):

@@ -8,6 +8,7 @@ import torch
 
 from pipeline import artifacts
 from pipeline.backbones.base import Backbone
+from pipeline.loras import Lora, content
 
 PARTS = ("text", "transformer", "vae")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -54,6 +55,7 @@ def load(
     parts: Sequence[str] = PARTS,
     dtype: str = "fp32",
     quantization: str = "none",
+    loras: Sequence[Lora] = (),
 ) -> Backbone:
     """The backbone of a diffusers pipeline directory.
 
@@ -63,10 +65,11 @@ def load(
         parts: Which of "text", "transformer" and "vae" to load; the methods that need another one raise.
         dtype: Of weights and latents, one of DTYPES.
         quantization: Of the transformer's linear layers: "int8", "fp8", "nf4", or "none".
+        loras: Fused into the transformer, where that is loaded.
 
     Raises:
         ValueError: The directory is missing or unreadable, or nothing here knows its pipeline class,
-            or the package that quantises is not installed.
+            or the package that quantises is not installed; or a LoRA is missing or for another transformer.
         FileNotFoundError: A configuration file is missing.
     """
     path = Path(path)
@@ -80,7 +83,7 @@ def load(
         raise ValueError(f"teacher: the pipeline class of {path} must be one of {', '.join(FAMILIES)}, got {name}")
     with _quiet_transformers():
         family = FAMILIES[name]()
-    return family(path, resolve_device(device), tuple(parts), DTYPES[dtype], quantization)
+    return family(path, resolve_device(device), tuple(parts), DTYPES[dtype], quantization, loras)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -90,10 +93,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
-def digest(path: str | Path) -> str:
+def digest(path: str | Path, loras: Sequence[Lora] = ()) -> str:
     """sha256 over names and bytes of the transformer's files: what an adapter was trained on.
+
+    With `loras`, over that and over bytes and weight of each.
 
     Raises:
         FileNotFoundError: The directory has no transformer.
+        ValueError: A LoRA is missing, or not the file that it should be.
     """
-    return artifacts.folder_digest(Path(path) / "transformer")
+    transformer = artifacts.folder_digest(Path(path) / "transformer")
+    if not loras:
+        return transformer
+    return f"sha256:{artifacts.digest_of([transformer, content(loras)])}"

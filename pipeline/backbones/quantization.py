@@ -1,9 +1,11 @@
 """Weight-only quantisation of a frozen transformer, through diffusers' own configurations."""
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+from torch import Tensor, nn
 
 PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 """The package that each kind needs."""
@@ -25,7 +27,24 @@ def config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
     if kind == "nf4":
         quantizer = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     else:
-        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
-
-        quantizer = TorchAoConfig(Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig())
+        quantizer = TorchAoConfig(_torchao(kind))
     return PipelineQuantizationConfig(quant_mapping={"transformer": quantizer})
+
+
+def replace_weight(layer: nn.Linear, weight: Tensor, kind: str) -> None:
+    """Gives a quantised layer the weight `weight`, quantised alike."""
+    old = layer.weight
+    if kind == "nf4":
+        settings = {name: getattr(old, name) for name in ("quant_type", "blocksize", "compress_statistics")}
+        layer.weight = type(old)(weight.cpu(), requires_grad=False, **settings).to(old.device)
+    else:
+        from torchao import quantize_
+
+        layer.weight = nn.Parameter(weight.to(old.device), requires_grad=False)
+        quantize_(layer, _torchao(kind))
+
+
+def _torchao(kind: str) -> Any:
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    return Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()

@@ -15,10 +15,11 @@ import transformers.utils.logging
 from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor, nn
 
-from pipeline import artifacts
+from pipeline import artifacts, lora_files
 from pipeline.backbones import quantization as quantizing
 from pipeline.backbones.base import Conditioning
 from pipeline.guidance import Velocity, forwards, true_cfg
+from pipeline.loras import Lora
 from pipeline.schedule import Schedule
 
 
@@ -46,9 +47,10 @@ class StockBackbone(ABC):
         parts: Which of "text", "transformer" and "vae" to load.
         dtype: Of weights and latents.
         quantization: Of the transformer's linear layers, one of `quantization.PACKAGES`; "none" = as they are.
+        loras: What is fused into the transformer, see `lora_files.fuse`.
 
     Raises:
-        ValueError: A part is missing or does not fit its configuration.
+        ValueError: A part is missing or does not fit its configuration, or a LoRA does not fit the transformer.
         FileNotFoundError: A configuration file is missing.
     """
 
@@ -67,6 +69,7 @@ class StockBackbone(ABC):
         parts: Sequence[str],
         dtype: torch.dtype,
         quantization: str = "none",
+        loras: Sequence[Lora] = (),
     ):
         self.device, self.dtype, self.parts = device, dtype, tuple(parts)
         self.transformer_config: dict[str, Any] = artifacts.read_json(path / "transformer" / "config.json")
@@ -86,6 +89,8 @@ class StockBackbone(ABC):
                 )
         except (OSError, RuntimeError, KeyError) as error:
             raise ValueError(f"teacher: {path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        if loras and "transformer" in parts:
+            lora_files.fuse(self, loras, path, quantization)
         self._pipe.to(device)
         for module in self._pipe.components.values():
             if isinstance(module, nn.Module):

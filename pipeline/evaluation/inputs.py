@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import adapters, artifacts, backbones
+from pipeline import adapters, artifacts, backbones, loras
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation.arms import control_adapters
 from pipeline.export import MANIFEST, PHASES, Bundle, bundle_digest
@@ -74,7 +74,7 @@ class Inputs:
         adapter_digests: Digest of each adapter's file.
         histories: Losses by adapter.
         trained_here: Whether this project's stages trained the pair.
-        teacher_digest: Of the transformer.
+        teacher_digest: Of the transformer and what is fused into it.
         bundle_digest: Of the bundle.
         origin: What an image of the bare backbone depends on besides its noise levels, prompt and seed.
     """
@@ -99,7 +99,7 @@ def read(params: Params, source: Source) -> Inputs:
             another way to run it.
     """
     bundle, teacher = Bundle.load(source.bundle), params.teacher
-    teacher_digest = backbones.digest(teacher.path)
+    teacher_digest = backbones.digest(teacher.path, teacher.loras)
     if bundle.base_digest != teacher_digest:
         raise ValueError(
             f"{bundle.folder} must belong to the teacher in {teacher.path}, whose digest is {teacher_digest},"
@@ -112,7 +112,11 @@ def read(params: Params, source: Source) -> Inputs:
             states[name] = adapters.read(_control(name))[0]
             files[name] = _control(name) / adapters.WEIGHTS
     backbone = backbones.load(
-        teacher.path, params.runtime.device, dtype=teacher.dtype, quantization=teacher.quantization
+        teacher.path,
+        params.runtime.device,
+        dtype=teacher.dtype,
+        quantization=teacher.quantization,
+        loras=teacher.loras,
     )
     shapes = adapters.linear_shapes(backbone.transformer)
     for name, state in states.items():  # now, not after the teacher's images
@@ -128,7 +132,8 @@ def read(params: Params, source: Source) -> Inputs:
         teacher_digest,
         bundle_digest(bundle.folder),
         {
-            "teacher": artifacts.folder_digest(params.teacher.path),
+            "teacher": artifacts.folder_digest(teacher.path),
+            "loras": loras.content(teacher.loras),
             "code": artifacts.code_digest(),
             "device": backbone.device.type,
             "dtype": str(backbone.dtype),

@@ -1,0 +1,94 @@
+"""The LoRAs that are part of a teacher: files under loras/, each fused into its transformer with a weight."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts import file_digest
+
+FOLDER = Path("loras")  # dvc.yaml lists it
+RULE = f"teacher.loras must hold FILE.safetensors or FILE.safetensors:WEIGHT with files under {FOLDER}/"
+HUB = re.compile(r"(?P<repository>[^/@\s]+/[^/@\s]+)@(?P<revision>[^/@\s]+)/(?P<filename>.+)")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One LoRA file of a teacher.
+
+    Attributes:
+        file: Under FOLDER; owner/name@revision/... is a hub's file.
+        weight: W becomes W + weight B A.
+        sha256: Hex, of the bytes that it must have; None = any.
+
+    Raises:
+        ValueError: The file is no path of a safetensors file under FOLDER, or the weight is no finite number.
+    """
+
+    file: str
+    weight: float = 1.0
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        inside = not {"", ".", ".."} & set(self.file.split("/")) and "\\" not in self.file
+        if not inside or not self.file.endswith(".safetensors"):
+            raise ValueError(f"{RULE}, got {self.file!r}")
+        if not math.isfinite(self.weight):
+            raise ValueError(f"{RULE}, WEIGHT a finite number, got {self.weight}")
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return FOLDER / self.file
+
+    @property
+    def hub(self) -> re.Match | None:
+        """Its `repository`, `revision` and `filename` on the hub; None for a file of one's own."""
+        return HUB.fullmatch(self.file)
+
+    @property
+    def mend(self) -> str:
+        """How to get it."""
+        if self.hub:
+            return f"run `glance fetch`, which gets what teacher.loras lists, or copy it to {self.path} yourself"
+        return f"copy it to {self.path}; a hub's file is written owner/name@revision/FILE"
+
+    def digest(self) -> str:
+        """Of its bytes, "sha256:<hex>".
+
+        Raises:
+            ValueError: It is missing, or has not the bytes of `sha256`.
+        """
+        if not self.path.is_file():
+            raise ValueError(f"the LoRA {self.path} is missing: {self.mend}")
+        digest = file_digest(self.path)
+        if self.sha256 is not None and digest != f"sha256:{self.sha256}":
+            raise ValueError(f"{self.path} must have the sha256 {self.sha256}, got {digest.removeprefix('sha256:')}")
+        return digest
+
+
+def parse(text: str) -> Lora:
+    """The LoRA of an entry of teacher.loras: FILE or FILE:WEIGHT. Raises ValueError as `Lora` does."""
+    found = re.fullmatch(r"(?P<file>.+\.safetensors)(:(?P<weight>[^/]*))?", text)
+    if found is None:
+        raise ValueError(f"{RULE}, got {text!r}")
+    try:
+        return Lora(found["file"], 1.0 if found["weight"] is None else float(found["weight"]))
+    except ValueError as error:
+        raise ValueError(f"{RULE}, WEIGHT a finite number, got {text!r}") from error
+
+
+def content(loras: Sequence[Lora]) -> list[tuple[str, float]]:
+    """Digest and weight of each: all that a fused transformer depends on. Raises ValueError as `Lora.digest` does."""
+    return [(lora.digest(), lora.weight) for lora in loras]
+
+
+def pinned(loras: Sequence[Lora]) -> tuple[Lora, ...]:
+    """The same with the digest of the bytes that each has now. Raises ValueError as `Lora.digest` does."""
+    return tuple(Lora(lora.file, lora.weight, lora.digest().removeprefix("sha256:")) for lora in loras)
+
+
+def missing(loras: Sequence[Lora]) -> list[Lora]:
+    """Those whose file is not there."""
+    return [lora for lora in loras if not lora.path.is_file()]
