@@ -128,6 +128,18 @@ def fetch() -> None:
 
 
 @main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--base", required=True, type=click.Path(path_type=Path), help="A diffusers folder of the same family.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@one_sentence
+def assemble(checkpoint: Path, base: Path, out: Path) -> None:
+    """Make a teacher's folder of CHECKPOINT, a transformer in one .safetensors file, and the base's other parts."""
+    from pipeline import assembling
+
+    click.echo(assembling.assemble(checkpoint, base, out))
+
+
+@main.command()
 @click.argument("reference")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The folder to make  [default: named after the reference, here]"
