@@ -170,3 +170,18 @@ def test_code_digest_sees_every_module(tmp_path, monkeypatch):
         (tmp_path / name).write_text("x = 1")
         digests.append(artifacts.code_digest())
     assert len(set(digests)) == 3
+
+
+def test_a_link_leads_to_the_file_behind_a_symbolic_one(tmp_path):
+    (tmp_path / "blob").write_text("weights")
+    (tmp_path / "name").symlink_to("blob")
+    artifacts.link_or_copy(tmp_path / "name", tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").samefile(tmp_path / "blob")
+
+
+def test_a_file_is_copied_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    (tmp_path / "blob").write_text("weights")
+    monkeypatch.setattr("os.link", lambda source, target: (_ for _ in ()).throw(OSError("cross-device")))
+    artifacts.link_or_copy(tmp_path / "blob", tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "weights"
+    assert not (tmp_path / "copy").samefile(tmp_path / "blob")
