@@ -128,14 +128,13 @@ def test_a_pair_for_another_base_is_refused_and_nothing_is_written(tmp_path, par
 @pytest.mark.parametrize("layout", [diffusers_keys, kohya_keys, comfy_keys])
 def test_keys_that_match_nothing_are_refused_alone_and_beside_good_ones(tmp_path, teachers, family, layout):
     backbone = backbones.load(teachers[family], "cpu", ())
-    shapes = adapters.linear_shapes(backbone.skeleton())
     a, b = matrices(2, 0)
     nothing = dict(zip(layout("transformer_blocks.7.attn.to_k"), (a, b, torch.tensor(2.0)), strict=True))
     good = dict(zip(diffusers_keys(MODULE[family]), (a, b), strict=False))
     for tensors in (nothing, good | nothing):
         save_file({key: tensor.clone() for key, tensor in tensors.items()}, tmp_path / "x.safetensors")
         with pytest.raises(ValueError, match="x.safetensors (holds no LoRA|must hold a LoRA|changes .* does not have)"):
-            adapters.check(importing.read(tmp_path / "x.safetensors", backbone), shapes, "x.safetensors")
+            lora_files.read_for(tmp_path / "x.safetensors", backbone, "the base")
 
 
 @pytest.mark.parametrize("side", ["height", "width"])
