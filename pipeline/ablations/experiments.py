@@ -1,0 +1,281 @@
+"""The DVC experiments behind the grids: queue them, wait for them, read back what they measured.
+
+DVC's queue does the running: its workers take no lock of the repository, so that several run at once (`dvc exp run
+--temp` twice at the same time fails with "Unable to acquire lock"). What is finished is read from git, which costs
+nothing, and only what failed or got lost is asked of `dvc queue status`, which takes a second of a core.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline.ablations.grid import Grid, Run, agree
+from pipeline.ablations.results import Result
+from pipeline.artifacts import EVALUATION, digest_of
+from pipeline.provenance import flatten
+
+STAGE = "evaluate"  # where a run ends: registering it would move `candidate` to an ablation
+METRICS = (EVALUATION / "metrics.json").as_posix()
+POLL_S = 2.0
+STATUS_S = 20.0
+PATIENCE = 3  # looks at the queue that a run may miss, or be without workers, until it is given up
+BRIEF = 12  # hex digits of a commit in a table
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A finished DVC experiment."""
+
+    name: str
+    revision: str
+    baseline: str
+    subject: str
+    committed: int
+    """Seconds since 1970."""
+
+    @property
+    def jobs(self) -> int | None:
+        """How many runs went at once; None where somebody else started it."""
+        found = re.search(r"^glance ablate, jobs (\d+)$", self.subject)
+        return int(found[1]) if found else None
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The parameters of its evaluation, "section.key" -> value; {} if it has none.
+
+        From dvc.lock, not params.yaml: a run that stopped before the evaluation carries the metrics of another.
+        """
+        text = _git("show", f"{self.revision}:dvc.lock", check=False)
+        recorded = _block(_block(_block(text, "stages"), STAGE), "params")  # all of it takes YAML a second
+        return flatten(YAML(typ="safe", pure=True).load(recorded)["params.yaml"]) if recorded else {}
+
+    def metrics(self) -> dict[str, Any]:
+        """Its metrics.json."""
+        return json.loads(_git("show", f"{self.revision}:{METRICS}"))
+
+
+def find() -> dict[str, list[Experiment]]:
+    """The finished experiments of this repository by name, the newest first."""
+    form = "%(refname)%09%(objectname)%09%(committerdate:unix)%09%(contents:subject)"
+    found: dict[str, list[Experiment]] = {}
+    for line in _git("for-each-ref", f"--format={form}", "refs/exps").splitlines():
+        ref, revision, committed, subject = line.split("\t", 3)
+        place = re.fullmatch(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)", ref)
+        if place:  # the others are DVC's own notes
+            experiment = Experiment(place[3], revision, place[1] + place[2], subject, int(committed))
+            found.setdefault(experiment.name, []).append(experiment)
+    return {name: sorted(those, key=lambda one: -one.committed) for name, those in found.items()}
+
+
+def matching(run: Run, found: Mapping[str, Sequence[Experiment]]) -> Experiment | None:
+    """The newest experiment with a run's name and its parameters; None if there is none."""
+    fits = (one for one in found.get(run.name, ()) if one.params and agree(one.params, run.params))
+    return next(fits, None)
+
+
+def collect(grid: Grid, old: Iterable[Result]) -> list[Result]:
+    """The results of a grid: of its experiments and, of runs that have none here, what the table held before.
+
+    Args:
+        grid: The question.
+        old: The rows of its table. Those of variants, seeds or values that it has no longer are left out.
+    """
+    found = find()
+    kept = {(row.experiment, row.changes): [] for row in old}
+    for row in old:
+        kept[row.experiment, row.changes].append(row)
+    results = []
+    for run in grid.runs:
+        experiment = matching(run, found)
+        results += _results(grid, run, experiment) if experiment else kept.get((run.name, " ".join(run.changes)), [])
+    order = list(grid.variants)
+    return sorted(results, key=lambda row: order.index(row.variant))
+
+
+def _results(grid: Grid, run: Run, experiment: Experiment) -> list[Result]:
+    metrics = experiment.metrics()
+    shared = {
+        "variant": run.variant,
+        "seed": run.seed,
+        "experiment": run.name,
+        "changes": " ".join(run.changes),
+        "base": digest_of(grid.base(experiment.params))[:BRIEF],
+        "baseline": experiment.baseline[:BRIEF],
+        "revision": experiment.revision[:BRIEF],
+        "jobs": experiment.jobs,
+        "prompts": metrics["prompts"],
+    }
+    return [Result(**shared, arm=arm, metrics=row) for arm, row in metrics["arms"].items()]
+
+
+def queue_command(run: Run, jobs: int, threads: int, force: bool) -> list[str]:
+    """The command that queues a run.
+
+    Args:
+        run: What to run.
+        jobs: How many runs go at once; latency means something for one only, so the experiment says it.
+        threads: Of each run; 0 leaves params.yaml's.
+        force: Run each stage anew, whatever DVC has of it.
+    """
+    changes = [*run.changes, *([f"runtime.threads={threads}"] if threads else [])]
+    options = [part for change in changes for part in ("--set-param", change)]
+    message = f"glance ablate, jobs {jobs}"
+    forced = ["--force"] if force else []
+    return ["dvc", "exp", "run", "--queue", "--name", run.name, "--message", message, *forced, *options, STAGE]
+
+
+def execute(runs: Sequence[Run], jobs: int, force: bool, dry: bool, echo: Echo) -> list[str]:
+    """Runs what is not there yet, `jobs` at once, and says what it does; the runs that failed.
+
+    Args:
+        runs: Of one or several grids.
+        jobs: How many at once; for more than one the cores are shared out.
+        force: Run what is there too.
+        dry: Only say which commands would run.
+        echo: Takes each line.
+
+    Raises:
+        ValueError: This is no repository of git and DVC, or DVC refuses.
+    """
+    found, head = find(), _git("rev-parse", "HEAD").strip()
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
+    wanted, replaced = [], []
+    for run in runs:
+        there = matching(run, found)
+        if there and not force:
+            echo(f"{run.name} is there, made of {there.baseline[:BRIEF]}")
+            continue
+        wanted.append(run)
+        if not force and any(one.baseline == head for one in found.get(run.name, ())):
+            replaced.append(run.name)  # of this commit, but with other parameters
+    if not wanted:
+        return []
+    removal = [["git", "update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{name}"] for name in replaced]
+    queued = {run.name: queue_command(run, jobs, threads, force) for run in wanted}
+    start = ["dvc", "queue", "start", "--jobs", str(jobs)]
+    if dry:
+        for command in (*removal, *queued.values(), start):
+            echo(shlex.join(command))
+        return []
+    before = _revisions(head)
+    under_way = _tidy(queued)
+    for command in removal:
+        _call(*command)
+    for i, (name, command) in enumerate(queued.items(), start=1):
+        if name not in under_way:
+            _call(*command)
+            echo(f"[{i}/{len(queued)}] queued {name}")
+    _call(*start)
+    try:
+        return _follow(list(queued), before, head, start, echo)
+    except KeyboardInterrupt:
+        echo("the queue goes on without this: `dvc queue stop --kill` ends it, the same command waits for it again")
+        raise
+
+
+def status(text: str) -> tuple[dict[str, str], int]:
+    """What `dvc queue status` printed: the state of each task by name, and how many workers there are.
+
+    A name may stand there twice; a task that waits or runs then hides one that is done.
+    """
+    states: dict[str, str] = {}
+    for line in text.splitlines():
+        row = re.match(r"[0-9a-f]{7,}\s+(\S+)\s.*\b(Queued|Running|Success|Failed)\s*$", line)
+        if row and states.get(row[1]) not in ("Queued", "Running"):
+            states[row[1]] = row[2]
+    workers = re.search(r"(\d+) active, (\d+) idle", text)
+    return states, int(workers[1]) + int(workers[2]) if workers else 0
+
+
+def _tidy(names: Iterable[str]) -> set[str]:
+    """Takes what is done or lost of these tasks from the queue, so that a name stands for one; the others."""
+    states, workers = status(_dvc("queue", "status"))
+    mine = {name: states[name] for name in names if name in states}
+    for name, state in mine.items():
+        if state == "Running" and not workers:  # whoever ran it was killed, and DVC does not notice
+            _dvc("queue", "kill", name, check=False)
+            mine[name] = "Failed"
+    done = [name for name, state in mine.items() if state in ("Success", "Failed")]
+    if done:
+        _dvc("queue", "remove", *done)
+    return mine.keys() - set(done)
+
+
+def _follow(names: Sequence[str], before: Mapping[str, str], head: str, start: Sequence[str], echo: Echo) -> list[str]:
+    """Waits until every task is done, with a line for each; the names of those that failed."""
+    began = looked = time.monotonic()
+    pending, failed, missed = list(names), [], dict.fromkeys(names, 0)
+
+    def done(name: str, how: str) -> None:
+        pending.remove(name)
+        minutes = (time.monotonic() - began) / 60
+        echo(f"[{len(names) - len(pending)}/{len(names)}] {name} {how} after {minutes:.1f} min")
+
+    while pending:
+        time.sleep(POLL_S)
+        after = _revisions(head)
+        for name in [name for name in pending if after.get(name) != before.get(name)]:
+            done(name, "is done")
+        if not pending or time.monotonic() - looked < STATUS_S:
+            continue
+        states, workers = status(_dvc("queue", "status"))
+        looked, after = time.monotonic(), _revisions(head)
+        for name in list(pending):
+            state = states.get(name)
+            missed[name] = 0 if workers and state else missed[name] + 1  # a task that is just taken up is in no list
+            if after.get(name) != before.get(name) or state == "Success":  # forced, and the same to the last byte
+                done(name, "is done")
+            elif state == "Failed" or missed[name] >= PATIENCE:
+                failed.append(name)
+                done(name, f"FAILED (`dvc queue logs {name}` says why)")
+        if not workers and any(states.get(name) == "Queued" for name in pending):
+            _call(*start)
+    return failed
+
+
+def _revisions(head: str) -> dict[str, str]:
+    """The finished experiments of the commit that is checked out: name -> revision."""
+    found = _git("for-each-ref", "--format=%(refname:lstrip=4)%09%(objectname)", f"refs/exps/{head[:2]}/{head[2:]}")
+    return dict(line.split("\t") for line in found.splitlines())
+
+
+def _block(text: str, key: str) -> str:
+    """What lies under a key of a YAML file that DVC wrote, its indentation taken away; "" without the key."""
+    found = re.search(rf"^{key}:\n((?:(?:[ ]|- ).*\n)*)", text, flags=re.MULTILINE)
+    lines = found[1].splitlines(keepends=True) if found else []
+    return "".join(line.removeprefix("  ") for line in lines)
+
+
+def _git(*arguments: str, check: bool = True) -> str:
+    return _call("git", *arguments, check=check)
+
+
+def _dvc(*arguments: str, check: bool = True) -> str:
+    return _call("dvc", *arguments, check=check)
+
+
+def _call(*command: str, check: bool = True) -> str:
+    """What a command prints; its last line is the sentence when it fails."""
+    here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # this dvc, this python
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": here})
+    except FileNotFoundError as error:
+        raise ValueError(f"{command[0]} is not installed: `glance doctor` says what is missing") from error
+    if check and result.returncode:
+        said = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}").splitlines()
+        reason = next((line for line in said if line.startswith(("ERROR", "fatal"))), said[-1])
+        raise ValueError(f"`{shlex.join(command[:3])}` failed: {reason}")
+    return result.stdout if result.returncode == 0 else ""

@@ -1,0 +1,110 @@
+"""experiments/results/<name>.csv: what the runs of a question measured, one row per run and arm.
+
+DVC's experiments do not travel with a clone; these files do.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts import atomic_file
+
+FOLDER = Path("experiments/results")
+IDENTITY = ("variant", "seed", "arm", "experiment", "changes", "base", "baseline", "revision", "jobs", "prompts")
+
+
+def percent(value: float) -> str:
+    """A ratio as percent with one decimal."""
+    return f"{100 * value:.1f} %"
+
+
+def fixed(digits: int) -> Callable[[float], str]:
+    """The text of a number with so many decimals."""
+    return lambda value: f"{value:.{digits}f}"
+
+
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "nfe": ("forwards", fixed(0)),
+    "score": ("score", fixed(3)),
+    "retention": ("retention", percent),
+    "psnr": ("PSNR, dB", fixed(1)),
+    "ssim": ("SSIM", fixed(3)),
+    "fd_scenes": ("fd_scenes", fixed(3)),
+    "diversity": ("diversity", fixed(2)),
+    "speedup_batch1": ("speed-up, batch 1", fixed(1)),
+    "speedup_batch16": ("speed-up, batch 16", fixed(1)),
+}
+"""What a table may show and a plot may draw: how it is called, how it is written."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run measured of one arm.
+
+    Attributes:
+        variant: The label of the grid.
+        seed: Of the trainings; None = params.yaml's own.
+        arm: The key in metrics.json.
+        experiment: The name of the DVC experiment.
+        changes: What the run changed, as the grid had it then.
+        base: Digest of the parameters that all runs of the grid share.
+        baseline: The commit that the run started from.
+        revision: The commit that DVC made of it.
+        jobs: How many runs went at once; None = unknown.
+        prompts: Held-out prompts of the evaluation.
+        metrics: The arm's row of metrics.json.
+    """
+
+    variant: str
+    seed: int | None
+    arm: str
+    experiment: str
+    changes: str
+    base: str
+    baseline: str
+    revision: str
+    jobs: int | None
+    prompts: int
+    metrics: Mapping[str, float | None]
+
+
+def path(name: str, folder: Path = FOLDER) -> Path:
+    """The file of a grid."""
+    return folder / f"{name}.csv"
+
+
+def read(name: str, folder: Path = FOLDER) -> list[Result]:
+    """The results of a grid; [] without a file.
+
+    Raises:
+        ValueError: The file is no table of results.
+    """
+    file = path(name, folder)
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        try:
+            return [_result(row) for row in csv.DictReader(stream, strict=True)]
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} is not a table of results ({error}): check it out again") from error
+
+
+def write(name: str, results: Iterable[Result], folder: Path = FOLDER) -> None:
+    """Writes the file whole, the rows in the order given."""
+    results = list(results)
+    metrics = list(dict.fromkeys(key for result in results for key in result.metrics))
+    with atomic_file(path(name, folder)) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow([*IDENTITY, *metrics])
+        for result in results:
+            values = [result.metrics.get(key) for key in metrics]
+            identity = [getattr(result, key) for key in IDENTITY]
+            table.writerow([*identity, *("" if value is None else f"{value:.6g}" for value in values)])
+
+
+def _result(row: dict[str, str]) -> Result:
+    numbers = {key: int(row[key]) if row[key] else None for key in ("seed", "jobs", "prompts")}
+    words = {key: row[key] for key in IDENTITY if key not in numbers}
+    metrics = {key: float(text) if text else None for key, text in row.items() if key not in IDENTITY}
+    return Result(**words, **numbers, metrics=metrics)
