@@ -1,4 +1,4 @@
-"""`glance`: generate with a bundle, and evaluate, register, promote, pull or diagnose one.
+"""`glance`: generate with a bundle; evaluate, register, promote, pull or diagnose one; run the ablations.
 
 Torch and MLflow are imported by the commands that need them, so that `glance --help` answers at once.
 """
@@ -259,6 +259,30 @@ def doctor() -> None:
             click.echo(f"     mend: {finding.mend}")
     if wrong:
         raise click.ClickException(f"{wrong} of {len(diagnosis.CHECKS)} checks failed")
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs go at once.")
+@click.option("--force", is_flag=True, help="Run what is there too, every stage anew.")
+@click.option("--dry-run", is_flag=True, help="Only print the commands of DVC.")
+@one_sentence
+def ablate(names: tuple[str, ...], jobs: int, force: bool, dry_run: bool) -> None:
+    """Run the experiments of experiments/NAME.yaml that are not there yet, and renew docs/ablations.md."""
+    from pipeline import ablations
+
+    failed = ablations.ablate(names, jobs, force, dry_run, click.echo)
+    if failed:
+        raise click.ClickException(f"{len(failed)} runs failed: {', '.join(failed)}")
+
+
+@main.command()
+@one_sentence
+def ablations() -> None:
+    """Renew docs/ablations.md from the experiments that are here and the tables in experiments/results/."""
+    from pipeline import ablations
+
+    ablations.renew(click.echo)
 
 
 def write_images(images: list, prompts: list[str], out: Path, grid: bool) -> list[Path]:
