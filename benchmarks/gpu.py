@@ -269,12 +269,18 @@ def measure(name: str, kind: str, small: bool, pixels: int, repeats: int, device
         return row
 
 
-def random_adapter(backbone: Backbone, seed: int) -> adapters.State:
-    """An adapter of the attention projections with random A and B."""
-    adapters.add(backbone, "random", RANK, RANK, "attention", seed)
+def random_adapter(backbone: Backbone, seed: int, rank: int = RANK, targets: str = "attention") -> adapters.State:
+    """An adapter with random A and B."""
+    adapters.add(backbone, "random", rank, rank, targets, seed)
     state = adapters.state(backbone.transformer, "random")
     backbone.transformer.unload_lora()
     return {key: torch.randn_like(tensor) * 1e-3 for key, tensor in state.items()}
+
+
+def machine_name(device: torch.device) -> str:
+    """What was measured on, in words."""
+    cpu = f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
 
 
 KEY = ("model", "quantization", "pixels", "small")
@@ -336,8 +342,7 @@ def main(
 ) -> None:
     """Measures models and writes the table."""
     place = backbones.resolve_device(device)
-    cpu = f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
-    machine = torch.cuda.get_device_name(place) if place.type == "cuda" else cpu
+    machine = machine_name(place)
     file = docs / "gpu.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     for name in names:

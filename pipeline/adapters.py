@@ -212,61 +212,125 @@ def check(
 class FusedPhases:
     """Full weights per phase, W + B A, put in place by reference: no low-rank path, no copy at the handoff.
 
-    Costs one more copy of the adapted weights per phase. The transformer must carry no peft modules.
+    Costs one more copy of the adapted weights per phase. Where those wait in main memory, beside a transformer that
+    comes and goes, a handoff copies them to wherever it is then. The transformer must carry no peft modules.
     """
 
-    def __init__(self, transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]):
+    def __init__(
+        self,
+        transformer: nn.Module,
+        states: Mapping[str, Mapping[str, Tensor]],
+        home: torch.device | None = None,
+    ):
         """Computes the weights and leaves the base's own in place.
 
         Args:
             transformer: The base.
             states: One state with folded scale per name.
+            home: Where the weights wait that are not at work; None = where the transformer is now.
 
         Raises:
             ValueError: A state names a module that the transformer does not have, or one of another shape.
         """
         _check_all(transformer, states)
-        self._weights: dict[str | None, list[tuple[nn.Parameter, Tensor]]] = {None: []}
         parameters = dict(transformer.named_parameters())
+        base: dict[nn.Parameter, Tensor] = {}
+        self._weights: dict[str | None, dict[nn.Parameter, Tensor]] = {None: base}
         for name, state in states.items():
-            self._weights[name] = []
+            self._weights[name] = {}
             for module in adapted(state):
                 weight = parameters[f"{module}.weight"]
                 full = weight.data.float() + delta(state, module).to(weight.device)
-                self._weights[name].append((weight, full.to(weight.dtype)))
-                self._weights[None].append((weight, weight.data))
+                self._weights[name][weight] = full.to(home, weight.dtype)
+                if weight not in base:
+                    base[weight] = weight.data.to(home)
+        for name in states:
+            self._weights[name] = base | self._weights[name]  # two phases may adapt different modules
 
+    @torch.inference_mode(False)  # what is put in place outlasts the caller's mode
     def select(self, name: str | None) -> None:
         """Puts a phase's weights in place; None is the base."""
-        for phase in (None, name):  # the base first: two phases may adapt different modules
-            for parameter, weight in self._weights[phase]:
-                parameter.data = weight
+        for parameter, weight in self._weights[name].items():
+            parameter.data = weight.to(parameter.device)
 
     def close(self) -> None:
         """Puts the base's weights back."""
         self.select(None)
 
 
-class LowRankPhases:
-    """Adapters as peft's modules: no copy of any weight, at the cost of two small products per module and forward."""
+class _LowRank(nn.Module):
+    """A linear layer and the A and B beside it: y + B A x in two products, the second summed into y.
 
-    def __init__(self, transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]):
+    peft's module does the same with a scaling, an addition and copies of their own, which count beside small layers.
+    """
+
+    def __init__(self, base_layer: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.base_layer = base_layer
+        empty = torch.empty(0, dtype=dtype, device=base_layer.weight.device)
+        self.A, self.B = (nn.Parameter(empty, requires_grad=False) for _ in range(2))  # parameters, to move with W
+        self.acts = False
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's, which embedders read the dtype of."""
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base_layer(x)
+        if not self.acts:
+            return y
+        A, B = self.A.to(y.dtype), self.B.to(y.dtype)
+        h = nn.functional.linear(x.to(y.dtype), A)
+        return y.reshape(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), B.t()).view(y.shape)
+
+
+class LowRankPhases:
+    """Adapters beside the layers: no copy of any weight, at the cost of two small products per module and forward."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        states: Mapping[str, Mapping[str, Tensor]],
+        home: torch.device | None = None,
+    ):
         """Puts the adapters on the transformer, none at work; arguments and errors as for FusedPhases."""
         _check_all(transformer, states)
-        self._transformer, self._names = transformer, tuple(states)
+        self._transformer = transformer
+        modules, dtype = dict(transformer.named_modules()), transformer.dtype
+        self._layers = {
+            module: _LowRank(modules[module], dtype)
+            for module in sorted({module for state in states.values() for module in adapted(state)})
+        }
+        self._factors: dict[str | None, dict[str, list[Tensor]]] = {None: {}}
         for name, state in states.items():
-            attach(transformer, name, state)
-        self.select(None)
+            self._factors[name] = {
+                module: [
+                    state[f"{module}.lora_{side}.weight"].to(home or self._layers[module].A.device, dtype)
+                    for side in "AB"
+                ]
+                for module in adapted(state)
+            }
+        for module, layer in self._layers.items():
+            self._place(module, layer)
 
+    @torch.inference_mode(False)
     def select(self, name: str | None) -> None:
         """Makes an adapter act; None is the base."""
-        if self._names:
-            select(self._transformer, name)
+        for module, layer in self._layers.items():
+            factors = self._factors[name].get(module)
+            layer.acts = factors is not None
+            if factors is not None:
+                layer.A.data, layer.B.data = (factor.to(layer.A.device) for factor in factors)
 
     def close(self) -> None:
         """Takes the adapters off."""
-        if self._names:
-            self._transformer.unload_lora()
+        for module, layer in self._layers.items():
+            self._place(module, layer.base_layer)
+
+    def _place(self, module: str, layer: nn.Module) -> None:
+        parent, _, child = module.rpartition(".")
+        setattr(self._transformer.get_submodule(parent), child, layer)
 
 
 def fusable(transformer: nn.Module) -> bool:
@@ -279,27 +343,34 @@ def fusable(transformer: nn.Module) -> bool:
 
 
 def phases(
-    transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]], fused: bool = True
+    transformer: nn.Module,
+    states: Mapping[str, Mapping[str, Tensor]],
+    fused: bool = True,
+    home: torch.device | None = None,
 ) -> FusedPhases | LowRankPhases:
-    """Adapters ready to be selected, as full weights if `fused` and the base allows it."""
-    return (FusedPhases if fused and fusable(transformer) else LowRankPhases)(transformer, states)
+    """Adapters ready to be selected, as full weights if `fused` and the base allows it; `home` as for FusedPhases."""
+    return (FusedPhases if fused and fusable(transformer) else LowRankPhases)(transformer, states, home)
 
 
 @contextmanager
 def acting(
-    transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]], fused: bool = True
+    transformer: nn.Module,
+    states: Mapping[str, Mapping[str, Tensor]],
+    fused: bool = True,
+    home: torch.device | None = None,
 ) -> Iterator[Callable[[str | None], None]]:
     """Yields a function that makes one of `states`, or none, act; the transformer is left bare as it was found.
 
     Args:
         transformer: The base.
         states: One state with folded scale per name.
-        fused: As full weights (see FusedPhases), unless the base is quantised; else as peft's modules.
+        fused: As full weights (see FusedPhases), unless the base is quantised; else beside the layers.
+        home: Where weights wait that are not at work, a backbone's `home`; None = where the transformer is now.
 
     Raises:
         ValueError: A state names a module that the transformer does not have, or one of another shape.
     """
-    ready = phases(transformer, states, fused)
+    ready = phases(transformer, states, fused, home)
     try:
         yield ready.select
     finally:

@@ -11,10 +11,8 @@ from typing import Any
 
 import click
 
-from pipeline import artifacts
+from pipeline import artifacts, mends
 from stages import sentence
-
-BATCH = 8  # images in one forward
 
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
@@ -26,6 +24,10 @@ def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **kwargs)
         except (ValueError, OSError) as error:
             raise click.ClickException(sentence(error)) from error
+        except (RuntimeError, MemoryError) as error:
+            if not mends.out_of_memory(error):
+                raise
+            raise click.ClickException(mends.sentence(error, mends.generating(kwargs, mends.on_gpu(error)))) from error
 
     return wrapped
 
@@ -56,6 +58,16 @@ def main() -> None:
 )
 @click.option("--grid", is_flag=True, help="Write a grid beside the images in the folder too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Images in one forward.")
+@click.option("--offload", is_flag=True, help="One part of the model on the GPU at a time: less memory, seconds more.")
+@click.option(
+    "--quantization",
+    default="none",
+    show_default=True,
+    type=click.Choice(["none", "int8", "fp8", "nf4"]),
+    help="Of the transformer's weights.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the transformer's blocks first: for many images.")
 @one_sentence
 def generate(
     prompts: tuple[str, ...],
@@ -66,6 +78,10 @@ def generate(
     out: Path,
     grid: bool,
     device: str,
+    batch: int,
+    offload: bool,
+    quantization: str,
+    compiled: bool,
 ) -> None:
     """Generate an image per PROMPT with the base model and a slow-fast bundle."""
     texts = _prompts(prompts, prompts_file)
@@ -83,13 +99,22 @@ def generate(
     digest = backbones.digest(base, loaded.loras)
     if digest != loaded.base_digest:
         raise ValueError(f"{bundle} was made for another model than {base}: {loaded.base_digest}, not {digest}")
-    backbone = backbones.load(base, device, dtype=loaded.dtype, loras=loaded.loras)
+    backbone = backbones.load(
+        base, device, dtype=loaded.dtype, quantization=quantization, loras=loaded.loras, offload=offload
+    )
+    if compiled:
+        backbone.compile()
     images = []
     with progress(total=len(texts), what="generating", unit="image") as bar:
-        for first in range(0, len(texts), BATCH):
-            part = texts[first : first + BATCH]
+        for first in range(0, len(texts), batch):
+            part = texts[first : first + batch]
             seeds = list(range(seed + first, seed + first + len(part)))
-            images += list(export.generate(backbone, loaded, part, seeds).cpu().numpy())
+            try:
+                images += list(export.generate(backbone, loaded, part, seeds).cpu().numpy())
+            except RuntimeError as error:
+                if not compiled or not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                    raise
+                raise ValueError(f"--compile needs a C++ compiler, and on a GPU Triton: {sentence(error)}") from error
             bar.update(len(part))
     for path in write_images(images, texts, out, grid):
         click.echo(path)

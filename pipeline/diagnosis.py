@@ -76,7 +76,7 @@ def parameters() -> Finding:
 
 
 def teacher() -> Finding:
-    """Is the teacher there with its LoRAs, and the one that the bundle was made for?"""
+    """Is the teacher there with its LoRAs, can it be followed as params.yaml says, and was the bundle made for it?"""
     try:
         settings = params.load().teacher
     except ValueError:
@@ -94,6 +94,11 @@ def teacher() -> Finding:
     from pipeline import backbones
 
     try:
+        base = backbones.load(path, "cpu", (), settings.dtype, settings.quantization)
+        base.schedule(settings.height, settings.width)
+    except (ValueError, OSError) as error:
+        return Finding(False, str(error), "correct teacher in params.yaml, or restore or replace the folder")
+    try:
         digest = backbones.digest(path, settings.loras)
         if not artifacts.BUNDLE.is_dir():
             return Finding(True, f"{digest[:19]}, no bundle yet")
@@ -107,7 +112,7 @@ def teacher() -> Finding:
 
 
 def fit() -> Finding:
-    """Will recording and training fit into the device's memory, and the cache onto the disk?"""
+    """Will recording, training and evaluating fit into the device's memory, and the cache onto the disk?"""
     try:
         settings = params.load()
         from pipeline import memory
@@ -116,12 +121,13 @@ def fit() -> Finding:
     except (ValueError, OSError) as error:
         return Finding(False, f"cannot be estimated: {error}", "mend the teacher first")
     have, free = memory.capacity(settings.runtime.device), shutil.disk_usage(Path.cwd()).free
+    peaks = [f"{work} about {peak / memory.GIB:.1f}" for work, peak in needed.peaks.items()]
     text = (
-        f"recording takes about {needed.recording / memory.GIB:.1f} GiB, training {needed.training / memory.GIB:.1f}, "
-        f"of {have / memory.GIB:.1f}; the cache {needed.cache / memory.GIB:.1f} GiB of {free / memory.GIB:.1f} on disk"
+        f"{', '.join(peaks)} GiB of {have / memory.GIB:.1f}; "
+        f"the cache {needed.cache / memory.GIB:.1f} GiB of {free / memory.GIB:.1f} on disk"
     )
     if needed.device > have:
-        return Finding(False, text, memory.mend(settings))
+        return Finding(False, text, memory.mend(settings, needed, have))
     if needed.cache > free:
         return Finding(False, text, "free some disk, or lower trajectories.prompts or seeds_per_prompt")
     return Finding(True, text)

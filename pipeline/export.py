@@ -240,7 +240,7 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
         prompts: B texts.
         seeds: Of each image's noise, length B.
         fused: Put each phase's full weights in place (no low-rank path in a forward, a copy of the adapted weights
-            per phase in memory); else run peft's modules.
+            per phase in memory); else run the low-rank products beside the layers.
 
     Returns:
         uint8 (B, height, width, 3), on the CPU.
@@ -260,7 +260,7 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
         velocity = backbone.guide(velocity, unguided, guidance.student_true_cfg_scale)
 
     noise = backbone.noise(seeds, bundle.height, bundle.width)
-    with adapters.acting(backbone.transformer, bundle.states(), fused) as select:
+    with adapters.acting(backbone.transformer, bundle.states(), fused, backbone.home) as select:
         x = sample_plan(velocity, noise, bundle.plan(backbone), select)
     return backbone.decode(x, bundle.height, bundle.width)
 

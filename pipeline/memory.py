@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline import backbones
+from pipeline import backbones, mends
 from pipeline.backbones.stock import StockBackbone
 from pipeline.params import Params
 
@@ -26,20 +26,27 @@ class Estimate:
     """Bytes."""
 
     recording: float
-    """Peak on the device while trajectories are recorded: transformer and text encoders."""
+    """Peak on the device while trajectories are recorded: the text encoders, then the transformer."""
     training: float
     """Peak on the device while an adapter is trained: the transformer alone."""
+    evaluating: float
+    """Peak on the device while arms make images: all parts, or with runtime.offload the largest."""
     cache: float
     """The recorded trajectories on disk."""
 
     @property
+    def peaks(self) -> dict[str, float]:
+        """The peaks on the device, by the word that `mends.mends` has for the work."""
+        return {"recording": self.recording, "training": self.training, "evaluating": self.evaluating}
+
+    @property
     def device(self) -> float:
-        """The larger peak."""
-        return max(self.recording, self.training)
+        """The largest peak."""
+        return max(self.peaks.values())
 
 
 def estimate(params: Params) -> Estimate:
-    """What recording and training with these parameters take.
+    """What recording, training and evaluating with these parameters take.
 
     Raises:
         ValueError: The teacher is missing or of no known family.
@@ -53,12 +60,16 @@ def estimate(params: Params) -> Estimate:
     state = sequence * width * BYTES[teacher.dtype]
     weights = _weights(skeleton, teacher.dtype, teacher.quantization)
     kept = blocks + LIVE if params.runtime.gradient_checkpointing else blocks * LIVE
-    text = _folder_bytes(backbone, Path(teacher.path), "text")
+    text, vae = (_folder_bytes(backbone, Path(teacher.path), part) for part in ("text", "vae"))
+    transformer = weights + params.evaluation.batch * state * LIVE
+    if teacher.quantization == "none" and not params.runtime.offload:
+        transformer += 2 * _adapted(backbone, skeleton, params) * BYTES[teacher.dtype]  # fused, a copy per phase
     trajectories = params.trajectories.prompts * params.trajectories.seeds_per_prompt
     row = (teacher.steps + 1) * tokens * channels * BYTES[teacher.dtype]
     return Estimate(
-        recording=OVERHEAD * (weights + text + params.trajectories.shard_size * state * LIVE),
+        recording=OVERHEAD * max(text, weights + params.trajectories.shard_size * state * LIVE),
         training=OVERHEAD * (weights + _adapter(backbone, skeleton, params) + params.training.batch * state * kept),
+        evaluating=OVERHEAD * (max(text, transformer, vae) if params.runtime.offload else text + transformer + vae),
         cache=trajectories * row,
     )
 
@@ -71,16 +82,11 @@ def capacity(device: str) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def mend(params: Params) -> str:
-    """What to change when an estimate does not fit, the cheapest first."""
-    if not params.runtime.gradient_checkpointing:
-        return "set runtime.gradient_checkpointing to true"
-    if params.trajectories.shard_size > 1 or params.training.batch > 1:
-        return "lower trajectories.shard_size and training.batch"
-    smaller = {"none": "int8", "int8": "nf4", "fp8": "nf4"}.get(params.teacher.quantization)
-    return (
-        f"set teacher.quantization to {smaller}" if smaller else "lower teacher.height and width, or use a larger GPU"
-    )
+def mend(params: Params, needed: Estimate, have: float) -> str:
+    """The cheapest change to make first, for the first work that does not fit into `have` bytes."""
+    work = next(work for work, peak in needed.peaks.items() if peak > have)
+    gpu = backbones.resolve_device(params.runtime.device).type != "cpu"
+    return mends.mends(params, work, gpu)[0]
 
 
 def _weights(skeleton: nn.Module, dtype: str, quantization: str) -> float:
@@ -95,14 +101,20 @@ def _width(skeleton: nn.Module) -> int:
     return max(m.in_features for name, m in skeleton.named_modules() if name.endswith("to_q"))
 
 
-def _adapter(backbone: StockBackbone, skeleton: nn.Module, params: Params) -> float:
+def _layers(backbone: StockBackbone, skeleton: nn.Module, params: Params) -> list[nn.Linear]:
+    """The layers that an adapter changes."""
     targets = tuple(f".{target}" for target in backbone.lora_targets[params.training.targets])
-    sides = sum(
-        module.in_features + module.out_features
-        for name, module in skeleton.named_modules()
-        if isinstance(module, nn.Linear) and f".{name}".endswith(targets)
-    )
+    named = skeleton.named_modules()
+    return [module for name, module in named if isinstance(module, nn.Linear) and f".{name}".endswith(targets)]
+
+
+def _adapter(backbone: StockBackbone, skeleton: nn.Module, params: Params) -> float:
+    sides = sum(layer.in_features + layer.out_features for layer in _layers(backbone, skeleton, params))
     return params.training.rank * sides * ADAPTER_BYTES
+
+
+def _adapted(backbone: StockBackbone, skeleton: nn.Module, params: Params) -> float:
+    return sum(layer.weight.numel() for layer in _layers(backbone, skeleton, params))
 
 
 def _folder_bytes(backbone: StockBackbone, path: Path, part: str) -> float:

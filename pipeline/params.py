@@ -137,6 +137,7 @@ class RuntimeParams:
     device: str = _text(r"auto|cpu|cuda(:\d+)?", "be auto, cpu or cuda")
     threads: int = _number(at_least=0)
     gradient_checkpointing: bool
+    offload: bool
 
 
 @dataclass(frozen=True)

@@ -94,16 +94,21 @@ class Schedule:
         Raises:
             ValueError: The scheduler is no flow-matching Euler one, or has an option that bends its levels otherwise.
         """
-        name = config.get("_class_name")
-        if name != SCHEDULER_CLASS:
-            raise ValueError(f"the scheduler must be a {SCHEDULER_CLASS}, got {name}")
-        for option in UNSUPPORTED_OPTIONS:
-            if config.get(option):
-                raise ValueError(f"the scheduler's {option} must be off, got {config[option]}")
-        timesteps = config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS)
-        if timesteps != NUM_TRAIN_TIMESTEPS:
-            raise ValueError(f"the scheduler's num_train_timesteps must be {NUM_TRAIN_TIMESTEPS}, got {timesteps}")
+        check_scheduler(config)
         return cls(_log_odds_factor(config, num_tokens), config.get("shift_terminal"))
+
+
+def check_scheduler(config: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a scheduler_config.json is a flow-matching Euler one, with levels as `Schedule` has."""
+    name = config.get("_class_name")
+    if name != SCHEDULER_CLASS:
+        raise ValueError(f"the scheduler must be a {SCHEDULER_CLASS}, got {name}")
+    for option in UNSUPPORTED_OPTIONS:
+        if config.get(option):
+            raise ValueError(f"the scheduler's {option} must be off, got {config[option]}")
+    timesteps = config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS)
+    if timesteps != NUM_TRAIN_TIMESTEPS:
+        raise ValueError(f"the scheduler's num_train_timesteps must be {NUM_TRAIN_TIMESTEPS}, got {timesteps}")
 
 
 UNSUPPORTED_OPTIONS = (

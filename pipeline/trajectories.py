@@ -128,27 +128,48 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[tuple[int, int]]:
-    """Writes into `scratch` the shards that it lacks, and yields (shard number, steps done) after each Euler step.
+def conditioning_name(number: int) -> str:
+    """The file in which the conditioning of a shard waits for its recording."""
+    return f"conditioning-{number:05d}.safetensors"
+
+
+def encode(backbone: Backbone, recording: Recording, scratch: Path) -> None:
+    """Writes into `scratch` the conditioning that it lacks, so that the text encoders can go before `record` begins.
 
     Args:
-        backbone: With its text encoders and its transformer.
-        recording: What to record.
-        scratch: Belongs to this teacher and recording alone, see recording_key; a file in it is a finished one.
-
-    Raises:
-        ValueError: The teacher's latents stop being finite.
+        backbone: With its text encoders.
+        recording: What will be recorded.
+        scratch: As for `record`.
     """
     if not (scratch / NEGATIVE).exists():
         negative = backbone.encode([recording.negative_prompt], recording.max_sequence_length)
         artifacts.save_safetensors(scratch / NEGATIVE, negative)
+    for number, (first, count) in enumerate(recording.ranges):
+        waiting = scratch / conditioning_name(number)
+        if not (scratch / shard_name(number)).exists() and not waiting.exists():
+            artifacts.save_safetensors(waiting, _conditioning(backbone, recording, first, count))
+
+
+def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[tuple[int, int]]:
+    """Writes into `scratch` the shards that it lacks, and yields (shard number, steps done) after each Euler step.
+
+    Args:
+        backbone: With its transformer.
+        recording: What to record.
+        scratch: Belongs to this teacher and recording alone, see recording_key; a file in it is a finished one. Holds
+            what `encode` wrote.
+
+    Raises:
+        ValueError: The teacher's latents stop being finite.
+    """
     negative = load_file(scratch / NEGATIVE)
     for number, (first, count) in enumerate(recording.ranges):
         file = shard_name(number)
         if (scratch / file).exists():
             yield number, recording.steps
             continue
-        conditioning = _conditioning(backbone, recording, first, count)
+        waiting = load_file(scratch / conditioning_name(number))
+        conditioning = {name: tensor.clone() for name, tensor in waiting.items()}  # aligned, as an encoder gives them
         states = []
         for state in _states(backbone, recording, conditioning, negative, first, count):
             if not torch.isfinite(state).all():
@@ -163,6 +184,7 @@ def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[
             **{f"cond.{name}": tensor for name, tensor in conditioning.items()},
         }
         artifacts.save_safetensors(scratch / file, tensors)
+        (scratch / conditioning_name(number)).unlink()
 
 
 def recording_key(recording: Recording, teacher: str | Path, device: torch.device, loras: Sequence[Lora] = ()) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from pipeline import mends
 from pipeline.params import Params, load
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,7 +35,7 @@ def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Comma
     """Makes a stage's command from a function of the parameters.
 
     The command reads params.yaml of the working directory, sets the number of threads, and says what is wrong in one
-    sentence: ValueError and OSError give exit code 1, Ctrl-C gives 130.
+    sentence: ValueError, OSError and memory that runs out give exit code 1, Ctrl-C gives 130.
 
     Args:
         name: The stage, as in dvc.yaml; it opens every message.
@@ -51,17 +52,23 @@ def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Comma
                 set_threads(params.runtime.threads)
                 _warn_of_unwatched_prompts(params)
                 function(params)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                if mends.out_of_memory(error):
+                    said = mends.sentence(error, mends.mends(params, mends.STAGES.get(name), mends.on_gpu(error)))
+                elif isinstance(error, RuntimeError):
+                    raise
+                else:
+                    said = sentence(error)
                 if traceback:
                     raise
-                raise click.ClickException(f"{name}: {sentence(error)}") from error
+                raise click.ClickException(f"{name}: {said}") from error
 
         return command
 
     return decorate
 
 
-def sentence(error: ValueError | OSError) -> str:
+def sentence(error: Exception) -> str:
     """One line for a person: what went wrong and, for a full disk, what to do."""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         where = f" at {error.filename}" if error.filename else ""

@@ -49,6 +49,7 @@ def record_tiny(folder: Path) -> Recorded:
     backbone = backbones.load(teacher, "cpu", parts=("text", "transformer"))
     prompts = trajectories.load_prompts(None, small.trajectories.prompts, "train", 0, "trajectories")
     recording = trajectories.Recording.from_params(small, prompts)
+    trajectories.encode(backbone, recording, scratch)
     for _ in trajectories.record(backbone, recording, scratch):
         pass
     schedule = backbone.schedule(small.teacher.height, small.teacher.width)

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline import artifacts
+from tests.bad_bases import BASES, spoil
 
 
 @pytest.fixture
@@ -101,6 +102,35 @@ def test_a_loss_that_is_not_finite_names_step_phase_and_sigma(broken):
     artifacts.write_json(path.parent / "index.json", index)
     sentence = refusal(broken, "train_fast")
     assert re.search(r"train step \d+", sentence) and "fast" in sentence and re.search(r"sigma 0?\.\d+", sentence)
+
+
+LOADERS = ["cache_trajectories", "train_slow", "train_fast", "train_controls", "evaluate"]
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_teacher_that_cannot_be_followed_is_refused_by_every_stage_that_loads_it(broken, kind):
+    sentence = spoil(broken.folder, kind)
+    for stage in LOADERS:
+        if (kind, stage) == ("transformer", "evaluate"):
+            sentence = "artifacts/bundle must belong to the teacher in"  # its digest is another one
+        if kind == "pixels" and stage.startswith("train_"):
+            continue  # they train at the size of the recording
+        assert sentence in refusal(broken, stage)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "mend"),
+    [
+        ("cache_trajectories", "teacher.height", 32_000_000, "lower trajectories.shard_size; if that is not enough"),
+        ("train_slow", "training.batch", 10**14, "set runtime.gradient_checkpointing to true; if that is not enough"),
+        ("evaluate", "evaluation.bootstrap", 10**14, "lower evaluation.batch; if that is not enough, set teacher.quan"),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence_with_the_mend(broken, stage, key, value, mend):
+    broken.change(key, value)
+    if key == "teacher.height":
+        broken.change("teacher.width", value)
+    assert refusal(broken, stage).startswith(f"out of memory, main memory is too small: {mend}")
 
 
 WRITERS = ["cache_trajectories", "compute_partition", "train_slow", "export_adapter", "evaluate"]

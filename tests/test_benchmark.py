@@ -1,10 +1,13 @@
-"""The GPU benchmark runs anywhere on a few layers, and writes its table."""
+"""The benchmarks run anywhere on little models, and write their tables."""
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu
+from benchmarks import gpu, handoff
+from tests.published import write_bundle
+from tests.tiny import make_tiny_flux
 
 
 def test_the_benchmark_measures_a_small_model_and_adds_to_the_table(tmp_path):
@@ -19,3 +22,36 @@ def test_the_benchmark_measures_a_small_model_and_adds_to_the_table(tmp_path):
     assert row["teacher_s"] > row["student_8_fused_s"] > row["student_4_fused_s"] > 0
     table = (tmp_path / "gpu.md").read_text()
     assert f"## {machine}" in table and "qwen-image (*small*)" in table
+
+
+def test_the_handoff_is_timed_with_a_bundle_or_without(tmp_path):
+    make_tiny_flux(tmp_path / "teacher")
+    write_bundle(tmp_path / "bundle")
+    options = ["--teacher", tmp_path / "teacher", "--docs", tmp_path, "--rounds", 3, "--device", "cpu", "--batch", 2]
+    rows = []
+    for folder in ("bundle", "nowhere", "nowhere"):
+        command = [str(option) for option in (*options, "--bundle", tmp_path / folder)]
+        result = CliRunner().invoke(handoff.main, command)
+        assert result.exit_code == 0, result.output
+        ((machine, rows),) = json.loads((tmp_path / "handoff.json").read_text()).items()
+    assert [(row["adapters"], row["rank"], row["steps"]) for row in rows] == [("bundle", 2, 2), ("random", 32, 8)]
+    for row in rows:
+        assert row["rounds"] == 3 and row["batch"] == 2 and row["base_ms"] > 0
+        assert 0 < row["added"] and row["fused_low"] <= row["fused"] <= row["fused_high"]
+    assert f"## {machine}" in (tmp_path / "handoff.md").read_text()
+
+
+def test_ratios_are_taken_within_a_round():
+    """A machine that becomes ten times slower in the middle changes no ratio."""
+    now, durations = [0.0], {"base": 1.0, "fused": 1.02, "unfused": 1.1}
+
+    def arm(name):
+        def run():
+            now[0] += durations[name] * (10 if now[0] > 20 else 1)
+
+        return run
+
+    times = handoff.interleave({name: arm(name) for name in durations}, rounds=12, clock=lambda: now[0])
+    assert {name: len(seconds) for name, seconds in times.items()} == dict.fromkeys(durations, 12)
+    low, middle, high = handoff.quartiles(times["fused"], times["base"])
+    assert middle == pytest.approx(1.02) and low <= middle <= high

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch._inductor.exc
 from click.testing import CliRunner
 from PIL import Image
 
@@ -45,7 +47,9 @@ def refused(*arguments):
     """What a command that must fail says: one sentence, no traceback."""
     done = glance(*arguments)
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
-    (line,) = done.stderr.splitlines()
+    line = done.stderr.splitlines()[-1]
+    assert done.stderr.count("Error: ") == 1 and "Traceback" not in done.stderr
+    assert line == done.stderr.strip() or "generating" in done.stderr, "only a progress bar stands before it"
     return line
 
 
@@ -113,6 +117,60 @@ def test_generate_refuses_another_base(project, tmp_path_factory):
 def test_generate_says_what_is_wrong(project, arguments, message):
     Path("empty.txt").write_text("\n \n")
     assert message in refused("generate", *arguments)
+
+
+def test_generate_in_little_memory_makes_the_same_images(project, monkeypatch):
+    loaded, load = [], backbones.load
+    monkeypatch.setattr(backbones, "load", lambda *a, **options: loaded.append(options) or load(*a, **options))
+    for out, options in (("whole.png", ()), ("small.png", ("--offload", "--batch", 1))):
+        assert glance("generate", "a red star", "two stars", "--out", out, *options).exit_code == 0
+    assert [options["offload"] for options in loaded] == [False, True]
+    images = [np.asarray(Image.open(out)).astype(int) for out in ("whole.png", "small.png")]
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [
+        (
+            (),
+            "add --offload; if that is not enough, lower --batch, then add --quantization int8, then use a larger GPU",
+        ),
+        (("--offload", "--batch", 1, "--quantization", "nf4"), "use a larger GPU"),
+    ],
+)
+def test_generate_without_memory_says_what_to_change_and_writes_nothing(project, monkeypatch, options, mend):
+    calls = []
+
+    def fails(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+
+    load = backbones.load
+    monkeypatch.setattr(backbones, "load", lambda *a, **_: load(*a))
+    monkeypatch.setattr("pipeline.export.generate", fails)
+    stars = [f"{n} stars" for n in ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")]
+    line = refused("generate", *stars, *options)
+    assert line.endswith(f"Error: out of memory, the GPU is too small: {mend}"), line
+    assert not Path("images").exists()
+
+
+def test_a_teacher_for_which_memory_is_too_small_is_not_called_broken(project, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("diffusers.FluxPipeline.from_pretrained", fails)
+    assert "out of memory, main memory is too small: lower --batch; if" in refused("generate", "a star")
+
+
+def test_generate_says_when_it_cannot_compile(project, monkeypatch):
+    def fails(*_):
+        raise torch._inductor.exc.InvalidCxxCompiler
+
+    monkeypatch.setattr("pipeline.export.generate", fails)
+    assert "--compile needs a C++ compiler" in refused("generate", "a star", "--compile")
 
 
 def test_register_promote_pull(project):

@@ -5,7 +5,9 @@ from importlib import metadata
 import pytest
 
 from pipeline import backbones, diagnosis
+from tests.bad_bases import BASES, PARAMETERS, spoil
 from tests.published import write_project
+from tests.tiny import make_tiny_flux
 
 
 @pytest.fixture(autouse=True)
@@ -71,15 +73,23 @@ def test_parameters(project):
 def test_teacher(project, monkeypatch):
     assert wrong(diagnosis.teacher(), "artifacts/teacher is missing")
     (project / "artifacts/teacher").mkdir()
-    assert wrong(diagnosis.teacher(), "artifacts/teacher/transformer")
-    (project / "artifacts/teacher/transformer").mkdir()
-    (project / "artifacts/teacher/transformer/config.json").write_text("{}")
+    assert wrong(diagnosis.teacher(), "artifacts/teacher/model_index.json")
+    make_tiny_flux(project / "artifacts/teacher")
     assert wrong(diagnosis.teacher(), "the bundle in artifacts/bundle was made for sha256:000")
     digest = backbones.digest("artifacts/teacher")
     (project / "artifacts/bundle/glance.json").write_text(json.dumps({"base_digest": digest}))
     assert diagnosis.teacher() == diagnosis.Finding(True, f"{digest[:19]}, as in the bundle")
     (project / "artifacts/bundle").rename(project / "elsewhere")
     assert diagnosis.teacher() == diagnosis.Finding(True, f"{digest[:19]}, no bundle yet")
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_teacher_that_cannot_be_followed(project, kind):
+    make_tiny_flux(project / "artifacts/teacher")
+    assert wrong(diagnosis.teacher(), "the bundle in artifacts/bundle was made for")
+    sentence = spoil(project, kind)
+    assert wrong(diagnosis.teacher(), sentence)
+    assert not diagnosis.fit().ok or kind in PARAMETERS
 
 
 def test_registry(project, monkeypatch):

@@ -108,6 +108,62 @@ def test_tensors_on_a_full_disk_give_the_same_sentence(project):
     assert os.listdir(project / "artifacts" / "probe") == []
 
 
+def test_memory_that_runs_out_gives_one_sentence_and_leaves_nothing(project):
+    imports = "import torch\nfrom pipeline import artifacts"
+    body = "\n    ".join(
+        [
+            "with artifacts.atomic_dir('artifacts/probe') as folder:",
+            "    (folder / 'half').touch()",
+            "    torch.zeros(10**15)",
+        ]
+    )
+    process = start(project, body, imports)
+    _, error = process.communicate()
+    assert process.returncode == 1
+    assert error == "Error: probe: out of memory, main memory is too small: use a machine with more memory\n"
+    assert os.listdir(project / "artifacts") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            lambda torch: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+            "out of memory, the GPU is too small: set runtime.gradient_checkpointing to true; if that is not enough, "
+            "lower training.batch, then set teacher.quantization to int8, then lower teacher.height and width, then "
+            "use a larger GPU",
+        ),
+        (lambda torch: MemoryError(), "out of memory, main memory is too small: set runtime.gradient_checkpointing"),
+        (lambda torch: RuntimeError("CUDA error: out of memory"), "out of memory, the GPU is too small: set runtime."),
+    ],
+)
+def test_a_stage_without_memory_names_the_mends_cheapest_first(monkeypatch, error, sentence):
+    monkeypatch.chdir(ROOT)
+
+    @stage_command("train_slow")
+    def main(params):
+        """Train."""
+        import torch
+
+        raise error(torch)
+
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 1 and result.output.startswith(f"Error: train_slow: {sentence}"), result.output
+    assert result.output.count("\n") == 1
+    assert isinstance(CliRunner().invoke(main, ["--traceback"]).exception, RuntimeError | MemoryError)
+
+
+def test_another_runtime_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    @stage_command("probe")
+    def main(params):
+        """Probe."""
+        raise RuntimeError("shapes do not match")
+
+    assert str(CliRunner().invoke(main).exception) == "shapes do not match"
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [

@@ -13,6 +13,8 @@ from pipeline.scenes import captions
 from pipeline.trajectories import (
     Recording,
     Trajectories,
+    conditioning_name,
+    encode,
     load_prompts,
     publish,
     record,
@@ -52,6 +54,7 @@ def backbone(teacher):
 def make_cache(backbone, folder, recording=RECORDING, digest="sha256:teacher"):
     scratch = folder.with_name(f"{folder.name}-scratch")
     scratch.mkdir(exist_ok=True)
+    encode(backbone, recording, scratch)
     steps = [steps for _, steps in record(backbone, recording, scratch)]
     publish(recording, backbone.schedule(recording.height, recording.width), digest, scratch, folder)
     return steps
@@ -172,11 +175,13 @@ def test_a_shard_depends_on_its_own_range_alone(backbone, folder, tmp_path):
 def test_a_killed_recording_goes_on_from_its_finished_shards(backbone, folder, tmp_path, shards_before):
     scratch = tmp_path / "resumed-scratch"
     scratch.mkdir()
+    encode(backbone, RECORDING, scratch)
     killed = record(backbone, RECORDING, scratch)
     for _ in range(5 * shards_before + 3):
         next(killed)
     killed.close()
-    assert sorted(files_of(scratch)) == ["negative.safetensors", *map(shard_name, range(shards_before))]
+    waiting = map(conditioning_name, range(shards_before, 2))
+    assert sorted(files_of(scratch)) == [*waiting, "negative.safetensors", *map(shard_name, range(shards_before))]
     calls = []
     hook = backbone.transformer.register_forward_hook(lambda *_: calls.append(1))
     steps = make_cache(backbone, tmp_path / "resumed")
@@ -210,9 +215,20 @@ def test_publish_copies_where_it_cannot_link(backbone, folder, tmp_path, monkeyp
 def test_latents_that_are_not_finite_stop_the_recording(backbone, tmp_path, monkeypatch):
     velocity = type(backbone).velocity
     monkeypatch.setattr(type(backbone), "velocity", lambda *arguments: velocity(*arguments) * float("nan"))
+    encode(backbone, RECORDING, tmp_path)
     with pytest.raises(ValueError, match="latents are not finite at step 1 of shard-00000.safetensors"):
         list(record(backbone, RECORDING, tmp_path))
-    assert list(files_of(tmp_path)) == ["negative.safetensors"]
+    assert not list(tmp_path.glob("shard-*"))
+
+
+def test_the_text_encoders_are_gone_before_the_transformer_comes(teacher, folder, tmp_path):
+    scratch = tmp_path / "parts"
+    scratch.mkdir()
+    encode(backbones.load(teacher, "cpu", ("text",)), RECORDING, scratch)
+    transformer = backbones.load(teacher, "cpu", ("transformer",))
+    list(record(transformer, RECORDING, scratch))
+    publish(RECORDING, transformer.schedule(64, 64), "sha256:teacher", scratch, tmp_path / "apart")
+    assert files_of(tmp_path / "apart") == files_of(folder)
 
 
 @pytest.mark.parametrize("name", ["shard-00001.safetensors", "negative.safetensors"])

@@ -56,6 +56,7 @@ def load(
     dtype: str = "fp32",
     quantization: str = "none",
     loras: Sequence[Lora] = (),
+    offload: bool = False,
 ) -> Backbone:
     """The backbone of a diffusers pipeline directory.
 
@@ -66,10 +67,12 @@ def load(
         dtype: Of weights and latents, one of DTYPES.
         quantization: Of the transformer's linear layers: "int8", "fp8", "nf4", or "none".
         loras: Fused into the transformer, where that is loaded.
+        offload: Keep the parts in main memory, and on the device only the one that was asked for last.
 
     Raises:
         ValueError: The directory is missing or unreadable, or nothing here knows its pipeline class,
-            or the package that quantises is not installed; or a LoRA is missing or for another transformer.
+            or it is no flow-matching model, or the package that quantises is not installed; or a LoRA is missing or
+            for another transformer.
         FileNotFoundError: A configuration file is missing.
     """
     path = Path(path)
@@ -83,7 +86,7 @@ def load(
         raise ValueError(f"teacher: the pipeline class of {path} must be one of {', '.join(FAMILIES)}, got {name}")
     with _quiet_transformers():
         family = FAMILIES[name]()
-    return family(path, resolve_device(device), tuple(parts), DTYPES[dtype], quantization, loras)
+    return family(path, resolve_device(device), tuple(parts), DTYPES[dtype], quantization, loras, offload)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

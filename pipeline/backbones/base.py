@@ -25,6 +25,8 @@ class Backbone(Protocol):
     """Frozen and in eval mode. Adapters are injected into it."""
     dtype: torch.dtype
     device: torch.device
+    home: torch.device
+    """Where weights wait that are not at work: `device` itself, or main memory for a backbone that offloads."""
     lora_targets: dict[str, list[str]]
     """Module name suffixes by set: "attention" (the projections of the image stream), "all" (every linear layer)."""
 

@@ -11,6 +11,13 @@ PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 """The package that each kind needs."""
 
 
+def require(kind: str) -> None:
+    """Raises ValueError when the package that a kind needs is not installed."""
+    package = PACKAGES[kind]
+    if find_spec(package) is None:
+        raise ValueError(f"teacher.quantization {kind} needs {package}: pip install {package}")
+
+
 def config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
     """What `from_pretrained` takes to quantise the transformer's linear layers as they are loaded.
 
@@ -21,9 +28,7 @@ def config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
     Raises:
         ValueError: The package that the kind needs is not installed.
     """
-    package = PACKAGES[kind]
-    if find_spec(package) is None:
-        raise ValueError(f"teacher.quantization {kind} needs {package}: pip install {package}")
+    require(kind)
     if kind == "nf4":
         quantizer = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     else:

@@ -15,12 +15,12 @@ import transformers.utils.logging
 from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor, nn
 
-from pipeline import artifacts, lora_files
+from pipeline import artifacts, lora_files, mends
 from pipeline.backbones import quantization as quantizing
 from pipeline.backbones.base import Conditioning
 from pipeline.guidance import Velocity, forwards, true_cfg
 from pipeline.loras import Lora
-from pipeline.schedule import Schedule
+from pipeline.schedule import Schedule, check_scheduler
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ class StockBackbone(ABC):
         dtype: Of weights and latents.
         quantization: Of the transformer's linear layers, one of `quantization.PACKAGES`; "none" = as they are.
         loras: What is fused into the transformer, see `lora_files.fuse`.
+        offload: Keep the parts in main memory, and on the device only the one that was asked for last.
 
     Raises:
-        ValueError: A part is missing or does not fit its configuration, or a LoRA does not fit the transformer.
+        ValueError: A part is missing or does not fit its configuration, the scheduler is no flow matching, the
+            transformer is not the family's, the package that quantises is not installed, or a LoRA does not fit.
         FileNotFoundError: A configuration file is missing.
     """
 
@@ -70,11 +72,16 @@ class StockBackbone(ABC):
         dtype: torch.dtype,
         quantization: str = "none",
         loras: Sequence[Lora] = (),
+        offload: bool = False,
     ):
+        self.offload, self.home = offload, torch.device("cpu") if offload else device
         self.device, self.dtype, self.parts = device, dtype, tuple(parts)
         self.transformer_config: dict[str, Any] = artifacts.read_json(path / "transformer" / "config.json")
         self.vae_config: dict[str, Any] = artifacts.read_json(path / "vae" / "config.json")
         self._scheduler_config = artifacts.read_json(path / "scheduler" / "scheduler_config.json")
+        self._check_base(path)
+        if quantization != "none":
+            quantizing.require(quantization)
         modules = self.part_modules
         options: dict[str, Any] = {name: None for part in modules if part not in parts for name in modules[part]}
         if quantization != "none" and "transformer" in parts:
@@ -87,13 +94,16 @@ class StockBackbone(ABC):
                 self._pipe = self.pipeline_class.from_pretrained(
                     str(path), dtype=dtype, local_files_only=True, **options
                 )
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, AttributeError) as error:
+            if mends.out_of_memory(error):
+                raise
             raise ValueError(f"teacher: {path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         if loras and "transformer" in parts:
             lora_files.fuse(self, loras, path, quantization)
-        self._pipe.to(device)
-        for module in self._pipe.components.values():
-            if isinstance(module, nn.Module):
+        self._resident: str | None = None  # the part on the device, where only one is
+        for part in self.parts:
+            self._move(part, self.home)
+            for module in self._modules(part):
                 module.requires_grad_(False).eval()
 
     @property
@@ -154,7 +164,41 @@ class StockBackbone(ABC):
         """The stock pipeline, with the modules of one part. Raises ValueError when it was not loaded."""
         if name not in self.parts:
             raise ValueError(f"the part {name!r} was not loaded, only {', '.join(self.parts) or 'none'}")
+        if self.offload and name != self._resident:
+            if self._resident is not None:
+                self._move(self._resident, self.home)
+            self._resident = None  # should the device be too small for the next
+            self._move(name, self.device)
+            self._resident = name
         return self._pipe
+
+    def compile(self) -> None:
+        """Has the transformer's repeated blocks compiled by their first forward; a handoff compiles nothing anew."""
+        self.transformer.compile_repeated_blocks()
+
+    def _modules(self, part: str) -> Iterator[nn.Module]:
+        modules = (getattr(self._pipe, name) for name in self.part_modules[part])
+        return (module for module in modules if isinstance(module, nn.Module))
+
+    def _move(self, part: str, device: torch.device) -> None:
+        with torch.inference_mode(False):  # the copies outlast the caller's mode
+            for module in self._modules(part):
+                module.to(device)
+
+    def _check_base(self, path: Path) -> None:
+        """Refuses, before anything is loaded, a folder that is not the family's flow-matching model."""
+        try:
+            check_scheduler(self._scheduler_config)
+        except ValueError as error:
+            mend = "choose a flow-matching model, one that predicts noise or v cannot be followed"
+            raise ValueError(f"teacher.path: {path}: {error}; {mend}") from None
+        (wanted,) = self.pipeline_class._get_signature_types()["transformer"]
+        name = self.transformer_config.get("_class_name")
+        if name != wanted.__name__:
+            raise ValueError(
+                f"teacher.path: the transformer of a {self.pipeline_class.__name__} must be a {wanted.__name__}, "
+                f"got {name} in {path / 'transformer' / 'config.json'}; restore the folder, or choose another model"
+            )
 
     def schedule(self, height: int, width: int) -> Schedule:
         """The noise levels for images of height x width pixels."""
@@ -169,7 +213,10 @@ class StockBackbone(ABC):
         size = self.pixels_per_token
         for name, pixels in (("height", height), ("width", width)):
             if pixels < 1 or pixels % size:
-                raise ValueError(f"teacher.{name} must be a positive multiple of {size} pixels, got {pixels}")
+                near = max(1, round(pixels / size)) * size
+                raise ValueError(
+                    f"teacher.{name} must be a positive multiple of {size} pixels, got {pixels}; the nearest is {near}"
+                )
         return height // size, width // size
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from pipeline.evaluation.latency import Latency, Work
 from pipeline.evaluation.measure import Measured
 from pipeline.evaluation.pictures import Row, grid
 from pipeline.evaluation.prompts import Exam
-from pipeline.evaluation.samples import Sampler, Store
+from pipeline.evaluation.samples import Prompted, Sampler, Store
 from pipeline.evaluation.weights import ArmWeights
 from pipeline.params import Params
 
@@ -65,7 +65,7 @@ class Comparison:
         )
         self.sampler = Sampler(
             inputs.backbone,
-            ArmWeights(inputs.backbone.transformer, inputs.states),
+            ArmWeights(inputs.backbone.transformer, inputs.states, inputs.backbone.home),
             teacher.height,
             teacher.width,
             teacher.max_sequence_length,
@@ -82,6 +82,11 @@ class Comparison:
         )
 
     @property
+    def batches(self) -> list[int]:
+        """The batch sizes that are timed: those of LATENCY_BATCHES up to evaluation.batch, which fits into memory."""
+        return [batch for batch in LATENCY_BATCHES if batch <= self.params.evaluation.batch]
+
+    @property
     def forwards(self) -> int:
         """Forwards, counted per image, of all arms together."""
         return self.draws.images * sum(arm.nfe for arm in self.arms)
@@ -91,20 +96,25 @@ class Comparison:
         return measure.measure(self.arms, self.store.images, self.exam.judge, self.draws, on_shard)
 
     def time(self, clock: Callable[[], float], on_round: Callable[[], None]) -> dict[int, dict[str, Latency]]:
-        """Takes the arms' times, for each batch size of LATENCY_BATCHES; always anew."""
+        """Takes the arms' times, for each of the `batches`; always anew."""
         return {
             batch: latency.measure(self._works(batch), self.params.evaluation.latency_repeats, clock, on_round)
-            for batch in LATENCY_BATCHES
+            for batch in self.batches
         }
 
     def _works(self, batch: int) -> dict[str, Work]:
         sampler, prompts = self.sampler, self.exam.prompts
         noise = sampler.noise(range(self.params.evaluation.seed, self.params.evaluation.seed + batch))
 
+        def encode(arm: Arm, n: int) -> Prompted:
+            prompted = sampler.encode(arm, [prompts[(n + i) % len(prompts)] for i in range(batch)])
+            _ = sampler.backbone.transformer  # where parts are moved in and out, that is no time of the loop
+            return prompted
+
         def work(arm: Arm) -> Work:
             return Work(
                 prepare=lambda: sampler.weights.hold(arm.plan.adapters),
-                encode=lambda n: sampler.encode(arm, [prompts[(n + i) % len(prompts)] for i in range(batch)]),
+                encode=lambda n: encode(arm, n),
                 loop=lambda prompted: sampler.denoise(arm, prompted, noise),
                 decode=sampler.decode,
             )
@@ -124,9 +134,9 @@ class Comparison:
             "prompts": len(self.exam.prompts),
             "checker_truth": self.exam.truth,
             "unscored": self.exam.unscored,
-            "latency_batches": list(LATENCY_BATCHES),
+            "latency_batches": list(latencies),
             "latency_repeats": settings.latency_repeats,
-            "device": describe(self.inputs.backbone.device, self.inputs.backbone.dtype),
+            "device": describe(self.inputs.backbone.device, self.inputs.backbone.dtype, self.params.runtime.offload),
             "teacher_digest": self.inputs.teacher_digest,
             "bundle_digest": self.inputs.bundle_digest,
         }
@@ -190,10 +200,10 @@ def versions() -> dict[str, str]:
     return {"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def describe(device: torch.device, dtype: torch.dtype) -> str:
-    """The device that times were taken on, in words."""
+def describe(device: torch.device, dtype: torch.dtype, offload: bool = False) -> str:
+    """What times were taken on, in words."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return f"{name}, {str(dtype).removeprefix('torch.')}"
+    return f"{name}, {str(dtype).removeprefix('torch.')}" + (", parts moved in and out" if offload else "")
 
 
 def write(folder: Path, comparison: Comparison, metrics: dict, measured: Mapping[str, Measured]) -> None:

@@ -117,6 +117,7 @@ def read(params: Params, source: Source) -> Inputs:
         dtype=teacher.dtype,
         quantization=teacher.quantization,
         loras=teacher.loras,
+        offload=params.runtime.offload,
     )
     shapes = adapters.linear_shapes(backbone.transformer)
     for name, state in states.items():  # now, not after the teacher's images

@@ -86,15 +86,29 @@ class Sampler:
         self.guidance_scale = guidance_scale
         self.negative_prompt = negative_prompt
         self.grid = backbone.grid(height, width)
+        self._last: tuple[tuple[str, ...], Conditioning] | None = None
+        self._negative: Conditioning | None = None
 
     def encode(self, arm: Arm, prompts: Sequence[str]) -> Prompted:
         """The conditioning that an arm's forwards read, both texts for a guided arm."""
+        positive = self._encode(prompts)
+        if guidance.forwards(arm.true_cfg_scale) == 1:
+            return Prompted(positive, None)
+        return Prompted(positive, base.repeat(self._encode([self.negative_prompt]), len(prompts)))
+
+    def _encode(self, prompts: Sequence[str]) -> Conditioning:
         with torch.inference_mode():
-            positive = self.backbone.encode(list(prompts), self.max_sequence_length)
-            if guidance.forwards(arm.true_cfg_scale) == 1:
-                return Prompted(positive, None)
-            negative = self.backbone.encode([self.negative_prompt], self.max_sequence_length)
-            return Prompted(positive, base.repeat(negative, len(prompts)))
+            return self.backbone.encode(list(prompts), self.max_sequence_length)
+
+    def _remembered(self, arm: Arm, prompts: tuple[str, ...]) -> Prompted:
+        """As `encode`, each text once for all arms that make the same shard: the encoders need not come back."""
+        if self._last is None or self._last[0] != prompts:
+            self._last = prompts, self._encode(prompts)
+        if guidance.forwards(arm.true_cfg_scale) == 1:
+            return Prompted(self._last[1], None)
+        if self._negative is None:
+            self._negative = self._encode([self.negative_prompt])
+        return Prompted(self._last[1], base.repeat(self._negative, len(prompts)))
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Where the arms start, (B, T, C); depends on the seeds alone."""
@@ -117,7 +131,7 @@ class Sampler:
     def images(self, arm: Arm, shard: Shard) -> np.ndarray:
         """A shard's images, uint8 (B, H, W, 3): a pure function of the arm, its adapters and the shard."""
         self.weights.hold(arm.plan.adapters)
-        return self.decode(self.denoise(arm, self.encode(arm, shard.prompts), self.noise(shard.seeds)))
+        return self.decode(self.denoise(arm, self._remembered(arm, shard.prompts), self.noise(shard.seeds)))
 
 
 class Store:

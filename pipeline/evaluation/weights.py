@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.adapters import phases
@@ -16,13 +17,20 @@ class ArmWeights:
     On a quantised base they are low-rank modules.
     """
 
-    def __init__(self, transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module,
+        states: Mapping[str, Mapping[str, Tensor]],
+        home: torch.device | None = None,
+    ) -> None:
         """
         Args:
             transformer: The bare backbone.
             states: Adapters with folded scale, by name.
+            home: Where weights wait that are not at work; None = where the transformer is.
         """
         self.transformer = transformer
+        self.home = home
         self.states = states
         self.held: frozenset[str] = frozenset()
         self.phases = phases(transformer, {})
@@ -39,7 +47,8 @@ class ArmWeights:
         self.phases.select(None)
         if names != self.held:
             self.phases.close()
-            self.phases = phases(self.transformer, {name: self.states[name] for name in sorted(names)})
+            held = {name: self.states[name] for name in sorted(names)}
+            self.phases = phases(self.transformer, held, home=self.home)
             self.held = names
 
     def select(self, name: str | None) -> None:
