@@ -4,6 +4,7 @@ A set at work is a state: {"<module>.lora_A.weight": (rank, in), "<module>.lora_
 peft's, so its formats and those of diffusers apply.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -348,8 +349,28 @@ def phases(
     fused: bool = True,
     home: torch.device | None = None,
 ) -> FusedPhases | LowRankPhases:
-    """Adapters ready to be selected, as full weights if `fused` and the base allows it; `home` as for FusedPhases."""
-    return (FusedPhases if fused and fusable(transformer) else LowRankPhases)(transformer, states, home)
+    """Adapters ready to be selected, as full weights if `fused`, the base allows it and there is room for them.
+
+    `home` as for FusedPhases.
+    """
+    place = home or next(transformer.parameters()).device
+    fuse = fused and fusable(transformer) and copies(transformer, states) <= room(place)
+    return (FusedPhases if fuse else LowRankPhases)(transformer, states, home)
+
+
+def copies(transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Bytes that FusedPhases takes beside the base: the adapted weights once per phase."""
+    weights = {name: weight.nbytes for name, weight in transformer.named_parameters()}
+    return sum(weights.get(f"{module}.weight", 0) for state in states.values() for module in adapted(state))
+
+
+def room(device: torch.device) -> float:
+    """Bytes that may be taken of a GPU: what is free, but for a tenth of all that the forwards need; else no limit."""
+    if device.type != "cuda":
+        return math.inf
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + unused - total / 10
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def parameters() -> Finding:
 def teacher() -> Finding:
     """Is the teacher there with its LoRAs, can it be followed as params.yaml says, and was the bundle made for it?"""
     try:
-        settings = params.load().teacher
+        loaded = params.load()
+        settings = loaded.teacher
     except ValueError:
         return Finding(False, "params.yaml does not say where it is", "correct params.yaml")
     path = Path(settings.path)
@@ -94,7 +95,7 @@ def teacher() -> Finding:
     from pipeline import backbones
 
     try:
-        base = backbones.load(path, "cpu", (), settings.dtype, settings.quantization)
+        base = backbones.load(path, loaded.runtime.device, (), settings.dtype, settings.quantization)
         base.schedule(settings.height, settings.width)
     except (ValueError, OSError) as error:
         return Finding(False, str(error), "correct teacher in params.yaml, or restore or replace the folder")

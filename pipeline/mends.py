@@ -9,7 +9,7 @@ SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch's RuntimeErrors say of a GPU or a CPU without memory left."""
 
 SMALLER = {"none": "int8", "int8": "nf4", "fp8": "nf4"}
-"""The next smaller kind of quantisation."""
+"""The next smaller kind of quantisation; nf4 needs a GPU."""
 
 STAGES = {
     "cache_trajectories": "recording",
@@ -51,8 +51,7 @@ def mends(params: Params, work: str | None, gpu: bool) -> list[str]:
         found += ["lower evaluation.batch"] * (params.evaluation.batch > 1)
     else:
         return []
-    smaller = SMALLER.get(params.teacher.quantization)
-    found += [f"set teacher.quantization to {smaller}"] * (smaller is not None)
+    found += [f"set teacher.quantization to {kind}" for kind in _smaller(params.teacher.quantization, gpu)]
     return [*found, "lower teacher.height and width"]
 
 
@@ -61,8 +60,12 @@ def generating(options: Mapping[str, Any], gpu: bool) -> list[str]:
     if "offload" not in options:
         return []
     found = ["add --offload"] * (gpu and not options["offload"]) + ["lower --batch"] * (options["batch"] > 1)
-    smaller = SMALLER.get(options["quantization"])
-    return found + [f"add --quantization {smaller}"] * (smaller is not None)
+    return found + [f"add --quantization {kind}" for kind in _smaller(options["quantization"], gpu)]
+
+
+def _smaller(quantization: str, gpu: bool) -> list[str]:
+    kind = SMALLER.get(quantization)
+    return [kind] if kind and (gpu or kind != "nf4") else []
 
 
 def sentence(error: BaseException, changes: Sequence[str]) -> str:

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from ruamel.yaml import YAML
 
 Change = Callable[[dict], object]
@@ -33,7 +33,7 @@ BASES: dict[str, tuple[str, Change, str]] = {
     "quantiser": (
         "params.yaml",
         lambda content: content["teacher"].update(quantization="nf4"),
-        "teacher.quantization nf4 needs bitsandbytes: pip install bitsandbytes",
+        "teacher.quantization nf4 needs ",  # bitsandbytes, and where that is there, a GPU
     ),
     "pixels": (
         "params.yaml",
@@ -44,7 +44,7 @@ BASES: dict[str, tuple[str, Change, str]] = {
 """By kind: the file, what is changed in it, the sentence."""
 
 PARAMETERS = [kind for kind, (file, _, _) in BASES.items() if file == "params.yaml"]
-if find_spec("bitsandbytes"):
+if torch.cuda.is_available():
     del BASES["quantiser"]
 
 

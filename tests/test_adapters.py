@@ -199,3 +199,16 @@ def test_a_tensor_that_is_no_lora_is_refused(tmp_path):
     tensors = load_file(tmp_path / adapters.WEIGHTS)
     with pytest.raises(ValueError, match=r"must hold base_model.model.<module>.lora_A/B.weight only, got"):
         adapters.strip_prefix(tensors, adapters.PEFT_PREFIX, "file")
+
+
+def test_phases_are_fused_only_where_their_copies_fit(backbone, monkeypatch):
+    states = {name: random_state(backbone, "attention", seed) for seed, name in enumerate(("slow", "fast"))}
+    adapted = {f"{module}.weight" for module in adapters.adapted(states["slow"])}
+    weights = dict(backbone.transformer.named_parameters())
+    taken = 2 * sum(weights[name].nbytes for name in adapted)
+    assert adapters.copies(backbone.transformer, states) == taken
+    for room, kind in ((taken, adapters.FusedPhases), (taken - 1, adapters.LowRankPhases)):
+        monkeypatch.setattr(adapters, "room", lambda device, room=room: room)
+        ready = adapters.phases(backbone.transformer, states)
+        assert isinstance(ready, kind)
+        ready.close()

@@ -72,6 +72,8 @@ def test_doctor_is_told_the_first_mend_of_the_first_work_that_does_not_fit(tmp_p
     elsewhere = replace(params, runtime=replace(params.runtime, device="cpu"))
     little = replace(needed, recording=1, training=1)
     assert memory.mend(elsewhere, little, 2) == "lower evaluation.batch", "main memory cannot be offloaded to"
+    quantised = replace(elsewhere, teacher=replace(elsewhere.teacher, quantization="int8"))
+    assert not any("nf4" in change for change in mends.mends(quantised, "evaluating", gpu=False)), "it needs a GPU"
     gpu = replace(params, runtime=replace(params.runtime, device="cuda"))
     assert memory.mend(gpu, little, 2) == "set runtime.offload to true"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline import adapters, backbones, training
-from pipeline.backbones import base
+from pipeline.backbones import base, quantization
 from pipeline.backbones.quantization import PACKAGES
 from pipeline.trajectories import Trajectories
 from tests.recorded import record_tiny
@@ -70,3 +70,9 @@ def test_only_the_transformer_is_quantised(recorded):
 def test_a_package_that_is_not_installed_is_named(recorded, kind):
     with pytest.raises(ValueError, match=f"teacher.quantization {kind} needs {PACKAGES[kind]}: pip install"):
         load(recorded, kind)
+
+
+def test_four_bits_without_a_gpu_are_refused(recorded, monkeypatch):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match="teacher.quantization nf4 needs a GPU, got the device cpu: int8 and fp8 run"):
+        load(recorded, "nf4")

@@ -71,8 +71,8 @@ def load(
 
     Raises:
         ValueError: The directory is missing or unreadable, or nothing here knows its pipeline class,
-            or it is no flow-matching model, or the package that quantises is not installed; or a LoRA is missing or
-            for another transformer.
+            or it is no flow-matching model, or the device or the lack of a package forbids the quantisation; or a LoRA
+            is missing or for another transformer.
         FileNotFoundError: A configuration file is missing.
     """
     path = Path(path)

@@ -11,24 +11,22 @@ PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 """The package that each kind needs."""
 
 
-def require(kind: str) -> None:
-    """Raises ValueError when the package that a kind needs is not installed."""
+def require(kind: str, device: torch.device) -> None:
+    """Raises ValueError when the package that a kind needs is not installed, or the device cannot run it."""
     package = PACKAGES[kind]
     if find_spec(package) is None:
         raise ValueError(f"teacher.quantization {kind} needs {package}: pip install {package}")
+    if kind == "nf4" and device.type == "cpu":
+        raise ValueError("teacher.quantization nf4 needs a GPU, got the device cpu: int8 and fp8 run there as well")
 
 
 def config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
-    """What `from_pretrained` takes to quantise the transformer's linear layers as they are loaded.
+    """What `from_pretrained` takes to quantise the transformer's linear layers as they are loaded; see `require`.
 
     Args:
         kind: "int8", "fp8" (8 bits a weight) or "nf4" (4 bits).
         dtype: Of the products.
-
-    Raises:
-        ValueError: The package that the kind needs is not installed.
     """
-    require(kind)
     if kind == "nf4":
         quantizer = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     else:

@@ -12,7 +12,7 @@ import diffusers
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from pipeline import artifacts, lora_files, mends
@@ -52,7 +52,8 @@ class StockBackbone(ABC):
 
     Raises:
         ValueError: A part is missing or does not fit its configuration, the scheduler is no flow matching, the
-            transformer is not the family's, the package that quantises is not installed, or a LoRA does not fit.
+            transformer is not the family's, the device or the lack of a package forbids the quantisation, or a LoRA
+            does not fit.
         FileNotFoundError: A configuration file is missing.
     """
 
@@ -81,7 +82,7 @@ class StockBackbone(ABC):
         self._scheduler_config = artifacts.read_json(path / "scheduler" / "scheduler_config.json")
         self._check_base(path)
         if quantization != "none":
-            quantizing.require(quantization)
+            quantizing.require(quantization, device)
         modules = self.part_modules
         options: dict[str, Any] = {name: None for part in modules if part not in parts for name in modules[part]}
         if quantization != "none" and "transformer" in parts:
@@ -100,6 +101,8 @@ class StockBackbone(ABC):
             raise ValueError(f"teacher: {path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         if loras and "transformer" in parts:
             lora_files.fuse(self, loras, path, quantization)
+        if "vae" in parts and isinstance(self._pipe.vae, AutoencoderKL):
+            self._pipe.vae.to(memory_format=torch.channels_last)  # its convolutions take a quarter less time
         self._resident: str | None = None  # the part on the device, where only one is
         for part in self.parts:
             self._move(part, self.home)
