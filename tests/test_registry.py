@@ -105,7 +105,7 @@ def test_register_publishes_a_run_with_a_child_per_stage(project, monkeypatch):
     assert parent.info.run_id == done.run_id and parent.info.run_name == "calm-fish"
     assert parent.data.tags["dvc_experiment"] == "calm-fish"
     assert parent.data.tags["model_version"] == "1"
-    assert parent.data.params["train_slow.learning_rate"] == "0.001"
+    assert parent.data.params["train_slow.learning_rate"] == str(params.load().train_slow.learning_rate)
     assert parent.data.metrics["arms.student.retention"] == 0.97
     assert "arms.teacher.psnr" not in parent.data.metrics
 

@@ -262,7 +262,9 @@ def test_history_files(tmp_path):
 
 
 def test_the_controls_have_the_budgets_that_their_names_promise(recorded):
-    params = replace(recorded.params, train_fast=replace(recorded.params.train_fast, learning_rate=3e-3))
+    rates = {"train_slow": 1e-3, "train_fast": 3e-3}
+    phases = {name: replace(getattr(recorded.params, name), learning_rate=rate) for name, rate in rates.items()}
+    params = replace(recorded.params, **phases)
     single, slow, fast = controls.jobs(params, recorded.partition)
     assert [job.name for job in (single, slow, fast)] == ["single", "official_slow", "official_fast"]
     assert single.steps == recorded.partition.slow.pairs + recorded.partition.fast.pairs
