@@ -93,7 +93,7 @@ def test_a_runtime_knob_runs_nothing(project):
 def test_a_changed_rate_reruns_what_it_must_and_going_back_is_free(project):
     before = project.lock()
     bundle = artifacts.folder_digest(project.folder / "artifacts" / "bundle")
-    project.change("train_fast.learning_rate", 2e-3)
+    project.change("train_fast.learning_rate", 3e-3)
     output = project.succeed("dvc", "repro")
     assert set(ran(output)) == {"train_fast", "train_controls", "export_adapter", "evaluate", "register"}
     changed = project.lock()
