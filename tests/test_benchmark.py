@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import gpu, handoff
+from pipeline import params
 from tests.published import write_bundle
 from tests.tiny import make_tiny_flux
 
@@ -28,13 +29,16 @@ def test_the_handoff_is_timed_with_a_bundle_or_without(tmp_path):
     make_tiny_flux(tmp_path / "teacher")
     write_bundle(tmp_path / "bundle")
     options = ["--teacher", tmp_path / "teacher", "--docs", tmp_path, "--rounds", 3, "--device", "cpu", "--batch", 2]
-    rows = []
+    rows, shipped = [], params.load(handoff.ROOT / "params.yaml").training
     for folder in ("bundle", "nowhere", "nowhere"):
         command = [str(option) for option in (*options, "--bundle", tmp_path / folder)]
         result = CliRunner().invoke(handoff.main, command)
         assert result.exit_code == 0, result.output
         ((machine, rows),) = json.loads((tmp_path / "handoff.json").read_text()).items()
-    assert [(row["adapters"], row["rank"], row["steps"]) for row in rows] == [("bundle", 2, 2), ("random", 32, 8)]
+    assert [(row["adapters"], row["rank"], row["steps"]) for row in rows] == [
+        ("bundle", 2, 2),
+        ("random", shipped.rank, 8),
+    ]
     for row in rows:
         assert row["rounds"] == 3 and row["batch"] == 2 and row["base_ms"] > 0
         assert 0 < row["added"] and row["fused_low"] <= row["fused"] <= row["fused_high"]
