@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu import DOCS, ROOT, machine_name, random_adapter
+from benchmarks.gpu import DOCS, ROOT, keep, machine_name, machine_tables, random_adapter
 from pipeline import adapters, artifacts, backbones, params
 from pipeline.backbones import base
 from pipeline.export import Bundle
@@ -136,10 +136,7 @@ def table(results: dict[str, list[dict]]) -> str:
         "round base, fused and unfused student take turns. Unfused is what a quantised base runs: it adds at least its",
         "own products, which are few beside wide layers and many beside those of the shipped teacher.",
     ]
-    for machine, rows in sorted(results.items()):
-        lines += ["", f"## {machine}", "", f"| {' | '.join(COLUMNS.values())} |", f"|{' --- |' * len(COLUMNS)}"]
-        lines += [f"| {' | '.join(_cell(row, key) for key in COLUMNS)} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *machine_tables(results, COLUMNS, _cell)]) + "\n"
 
 
 def _cell(row: dict, key: str) -> str:
@@ -168,8 +165,7 @@ def main(teacher: Path, bundle: Path, batches: tuple[int, ...], rounds: int, dev
     for batch in batches:
         row = measure(teacher, bundle, batch, rounds, place)
         click.echo(json.dumps(row))
-        kept = [other for other in results.get(machine, []) if any(other[key] != row[key] for key in KEY)]
-        results[machine] = [*kept, row]
+        keep(results, machine, row, KEY)
         artifacts.write_json(file, results)
     (docs / "handoff.md").write_text(table(results), encoding="utf-8")
 
