@@ -22,7 +22,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from pipeline import adapters, artifacts, backbones, params, training
+from pipeline import adapters, artifacts, backbones, params, phases, training
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.guidance import forwards
@@ -256,10 +256,10 @@ def measure(name: str, kind: str, small: bool, pixels: int, repeats: int, device
             row[f"base_{steps}_s"] = seconds(run(positive, bare), device, repeats)
             states = {phase: random_adapter(backbone, seed) for seed, phase in enumerate(("slow", "fast"))}
             for how, fused in (("fused", True), ("unfused", False)):
-                if fused and not adapters.fusable(backbone.transformer):
+                if fused and not phases.fusable(backbone.transformer):
                     row[f"student_{steps}_{how}_s"] = None
                     continue
-                with adapters.acting(backbone.transformer, states, fused) as select:
+                with phases.acting(backbone.transformer, states, fused) as select:
                     row[f"student_{steps}_{how}_s"] = seconds(
                         run(positive, two_phase_plan(path), select), device, repeats
                     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu import DOCS, ROOT, keep, machine_name, machine_tables, random_adapter
-from pipeline import adapters, artifacts, backbones, params
+from pipeline import adapters, artifacts, backbones, params, phases
 from pipeline.backbones import base
 from pipeline.export import Bundle
 from pipeline.partition import compute
@@ -89,8 +89,8 @@ def measure(teacher: Path, folder: Path, batch: int, rounds: int, device: torch.
         return time.perf_counter()
 
     with ExitStack() as stack:
-        fused = stack.enter_context(adapters.acting(bare.transformer, states))
-        unfused = stack.enter_context(adapters.acting(beside.transformer, states, fused=False))
+        fused = stack.enter_context(phases.acting(bare.transformer, states))
+        unfused = stack.enter_context(phases.acting(beside.transformer, states, fused=False))
         arms = {
             "base": run(bare, fixed_plan(plan.sigmas), fused),
             "fused": run(bare, plan, fused),

@@ -1,12 +1,10 @@
-"""LoRA sets on a backbone: y = (W + (alpha / rank) B A) x + b, one named set per phase.
+"""LoRA sets on a backbone and in files: y = (W + (alpha / rank) B A) x + b, one named set per phase.
 
-A set at work is a state: {"<module>.lora_A.weight": (rank, in), "<module>.lora_B.weight": (out, rank)}. The modules are
-peft's, so its formats and those of diffusers apply.
+In memory a set is a state: {"<module>.lora_A.weight": (rank, in), "<module>.lora_B.weight": (out, rank)}. The modules
+are peft's, so its formats and those of diffusers apply.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -151,17 +149,6 @@ def strip_prefix(tensors: Mapping[str, Tensor], prefix: str, source: str | Path)
     return {key.removeprefix(prefix): tensors[key] for key in sorted(tensors)}
 
 
-def load(transformer: nn.Module, name: str, folder: str | Path) -> None:
-    """Puts a saved adapter on a transformer under `name`; raises as `read` does."""
-    attach(transformer, name, read(folder)[0])
-
-
-def attach(transformer: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
-    """Puts a state with folded scale on a transformer under `name`, the way stock diffusers does, and selects it."""
-    transformer.load_lora_adapter({DIFFUSERS_PREFIX + key: tensor for key, tensor in state.items()}, adapter_name=name)
-    select(transformer, name)
-
-
 def parameter_count(state: Mapping[str, Tensor]) -> int:
     """Numbers in an adapter."""
     return sum(tensor.numel() for tensor in state.values())
@@ -208,200 +195,6 @@ def check(
             raise ValueError(
                 f"{owner} was trained for another base: {module} must be {shapes[module]} as in {base}, got {shape}"
             )
-
-
-class FusedPhases:
-    """Full weights per phase, W + B A, put in place by reference: no low-rank path, no copy at the handoff.
-
-    Costs one more copy of the adapted weights per phase. Where those wait in main memory, beside a transformer that
-    comes and goes, a handoff copies them to wherever it is then. The transformer must carry no peft modules.
-    """
-
-    def __init__(
-        self,
-        transformer: nn.Module,
-        states: Mapping[str, Mapping[str, Tensor]],
-        home: torch.device | None = None,
-    ):
-        """Computes the weights and leaves the base's own in place.
-
-        Args:
-            transformer: The base.
-            states: One state with folded scale per name.
-            home: Where the weights wait that are not at work; None = where the transformer is now.
-
-        Raises:
-            ValueError: A state names a module that the transformer does not have, or one of another shape.
-        """
-        _check_all(transformer, states)
-        parameters = dict(transformer.named_parameters())
-        base: dict[nn.Parameter, Tensor] = {}
-        self._weights: dict[str | None, dict[nn.Parameter, Tensor]] = {None: base}
-        for name, state in states.items():
-            self._weights[name] = {}
-            for module in adapted(state):
-                weight = parameters[f"{module}.weight"]
-                full = weight.data.float() + delta(state, module).to(weight.device)
-                self._weights[name][weight] = full.to(home, weight.dtype)
-                if weight not in base:
-                    base[weight] = weight.data.to(home)
-        for name in states:
-            self._weights[name] = base | self._weights[name]  # two phases may adapt different modules
-
-    @torch.inference_mode(False)  # what is put in place outlasts the caller's mode
-    def select(self, name: str | None) -> None:
-        """Puts a phase's weights in place; None is the base."""
-        for parameter, weight in self._weights[name].items():
-            parameter.data = weight.to(parameter.device)
-
-    def close(self) -> None:
-        """Puts the base's weights back."""
-        self.select(None)
-
-
-class _LowRank(nn.Module):
-    """A linear layer and the A and B beside it: y + B A x in two products, the second summed into y.
-
-    peft's module does the same with a scaling, an addition and copies of their own, which count beside small layers.
-    """
-
-    def __init__(self, base_layer: nn.Module, dtype: torch.dtype):
-        super().__init__()
-        self.base_layer = base_layer
-        empty = torch.empty(0, dtype=dtype, device=base_layer.weight.device)
-        self.A, self.B = (nn.Parameter(empty, requires_grad=False) for _ in range(2))  # parameters, to move with W
-        self.acts = False
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's, which embedders read the dtype of."""
-        return self.base_layer.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base_layer(x)
-        if not self.acts:
-            return y
-        A, B = self.A.to(y.dtype), self.B.to(y.dtype)
-        h = nn.functional.linear(x.to(y.dtype), A)
-        return y.reshape(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), B.t()).view(y.shape)
-
-
-class LowRankPhases:
-    """Adapters beside the layers: no copy of any weight, at the cost of two small products per module and forward."""
-
-    def __init__(
-        self,
-        transformer: nn.Module,
-        states: Mapping[str, Mapping[str, Tensor]],
-        home: torch.device | None = None,
-    ):
-        """Puts the adapters on the transformer, none at work; arguments and errors as for FusedPhases."""
-        _check_all(transformer, states)
-        self._transformer = transformer
-        modules, dtype = dict(transformer.named_modules()), transformer.dtype
-        self._layers = {
-            module: _LowRank(modules[module], dtype)
-            for module in sorted({module for state in states.values() for module in adapted(state)})
-        }
-        self._factors: dict[str | None, dict[str, list[Tensor]]] = {None: {}}
-        for name, state in states.items():
-            self._factors[name] = {
-                module: [
-                    state[f"{module}.lora_{side}.weight"].to(home or self._layers[module].A.device, dtype)
-                    for side in "AB"
-                ]
-                for module in adapted(state)
-            }
-        for module, layer in self._layers.items():
-            self._place(module, layer)
-
-    @torch.inference_mode(False)
-    def select(self, name: str | None) -> None:
-        """Makes an adapter act; None is the base."""
-        for module, layer in self._layers.items():
-            factors = self._factors[name].get(module)
-            layer.acts = factors is not None
-            if factors is not None:
-                layer.A.data, layer.B.data = (factor.to(layer.A.device) for factor in factors)
-
-    def close(self) -> None:
-        """Takes the adapters off."""
-        for module, layer in self._layers.items():
-            self._place(module, layer.base_layer)
-
-    def _place(self, module: str, layer: nn.Module) -> None:
-        parent, _, child = module.rpartition(".")
-        setattr(self._transformer.get_submodule(parent), child, layer)
-
-
-def fusable(transformer: nn.Module) -> bool:
-    """Whether full weights of an adapter can be put in place: not where the base is quantised."""
-    return all(
-        type(layer.weight) is nn.Parameter and layer.weight.is_floating_point()
-        for layer in transformer.modules()
-        if isinstance(layer, nn.Linear)
-    )
-
-
-def phases(
-    transformer: nn.Module,
-    states: Mapping[str, Mapping[str, Tensor]],
-    fused: bool = True,
-    home: torch.device | None = None,
-) -> FusedPhases | LowRankPhases:
-    """Adapters ready to be selected, as full weights if `fused`, the base allows it and there is room for them.
-
-    `home` as for FusedPhases.
-    """
-    place = home or next(transformer.parameters()).device
-    fuse = fused and fusable(transformer) and copies(transformer, states) <= room(place)
-    return (FusedPhases if fuse else LowRankPhases)(transformer, states, home)
-
-
-def copies(transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """Bytes that FusedPhases takes beside the base: the adapted weights once per phase."""
-    weights = {name: weight.nbytes for name, weight in transformer.named_parameters()}
-    return sum(weights.get(f"{module}.weight", 0) for state in states.values() for module in adapted(state))
-
-
-def room(device: torch.device) -> float:
-    """Bytes that may be taken of a GPU: what is free, but for a tenth of all that the forwards need; else no limit."""
-    if device.type != "cuda":
-        return math.inf
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused - total / 10
-
-
-@contextmanager
-def acting(
-    transformer: nn.Module,
-    states: Mapping[str, Mapping[str, Tensor]],
-    fused: bool = True,
-    home: torch.device | None = None,
-) -> Iterator[Callable[[str | None], None]]:
-    """Yields a function that makes one of `states`, or none, act; the transformer is left bare as it was found.
-
-    Args:
-        transformer: The base.
-        states: One state with folded scale per name.
-        fused: As full weights (see FusedPhases), unless the base is quantised; else beside the layers.
-        home: Where weights wait that are not at work, a backbone's `home`; None = where the transformer is now.
-
-    Raises:
-        ValueError: A state names a module that the transformer does not have, or one of another shape.
-    """
-    ready = phases(transformer, states, fused, home)
-    try:
-        yield ready.select
-    finally:
-        ready.close()
-
-
-def _check_all(transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-    shapes = linear_shapes(transformer)
-    for name, state in states.items():
-        check(state, shapes, f"adapter {name}")
 
 
 def _linear(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import adapters, backbones, paths
+from pipeline import adapters, backbones, paths, phases
 from pipeline.artifacts import folder_digest, read_json, save_safetensors, write_json
 from pipeline.backbones.base import Backbone, field, repeat
 from pipeline.guidance import forwards
@@ -260,7 +260,7 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
         velocity = backbone.guide(velocity, unguided, guidance.student_true_cfg_scale)
 
     noise = backbone.noise(seeds, bundle.height, bundle.width)
-    with adapters.acting(backbone.transformer, bundle.states(), fused, backbone.home) as select:
+    with phases.acting(backbone.transformer, bundle.states(), fused, backbone.home) as select:
         x = sample_plan(velocity, noise, bundle.plan(backbone), select)
     return backbone.decode(x, bundle.height, bundle.width)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline import adapters, backbones, flow
+from pipeline import adapters, backbones, flow, phases
 from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest, save_torch
 from pipeline.backbones.base import Backbone, Conditioning, repeat
 from pipeline.guidance import Velocity, forwards
@@ -282,7 +282,7 @@ def _with_adapter(backbone: Backbone, name: str) -> Callable[..., Tensor]:
     """
     parameters = adapters.parameters(backbone.transformer, name)
     checkpointing = backbone.transformer.is_gradient_checkpointing  # runs a block again, without the merged weights
-    merge = backbone.dtype == torch.float32 and not checkpointing and adapters.fusable(backbone.transformer)
+    merge = backbone.dtype == torch.float32 and not checkpointing and phases.fusable(backbone.transformer)
     adapters.select(backbone.transformer, None if merge else name)
     for parameter in parameters:  # peft freezes what is not selected
         parameter.requires_grad_(True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from pipeline import adapters, backbones
+from pipeline import backbones, phases
 from tests.test_adapters import output, random_state
 from tests.tiny import make_tiny_flux
 
@@ -20,7 +20,7 @@ def backbone(tmp_path):
 
 def run(backbone, states, fused, after=lambda: None):
     """The output with each adapter in turn; `after` is called after each."""
-    with adapters.acting(backbone.transformer, states, fused) as select:
+    with phases.acting(backbone.transformer, states, fused) as select:
         for name in ("slow", "fast", "slow"):
             select(name)
             yield output(backbone)

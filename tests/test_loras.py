@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline import adapters, backbones, diagnosis, export, hub, loras, params
+from pipeline import adapters, backbones, diagnosis, export, hub, loras, params, phases
 from pipeline.backbones import quantization
 from pipeline.cli import main
 from pipeline.loras import Lora
@@ -121,7 +121,7 @@ def test_fused_weights_are_w_plus_weight_b_a(teachers, here, family):
     bare = weights(backbones.load(teachers[family], "cpu", ("transformer",)).transformer)
     chosen = (Lora("a.safetensors", 0.5), Lora(HUB, -2.0))
     transformer = backbones.load(teachers[family], "cpu", ("transformer",), loras=chosen).transformer
-    assert not any(isinstance(layer, LoraLayer) for layer in transformer.modules()) and adapters.fusable(transformer)
+    assert not any(isinstance(layer, LoraLayer) for layer in transformer.modules()) and phases.fusable(transformer)
     assert not any(weight.requires_grad for weight in transformer.parameters())
     bare[f"{module}.weight"] += 0.5 * first - 2 * second
     for name, weight in weights(transformer).items():
@@ -193,7 +193,7 @@ def test_a_quantised_weight_is_rounded_after_the_addition(teachers, here, kind):
     path, name = teachers["flux"], MODULE["flux"]
     original = backbones.load(path, "cpu", ("transformer",), "bf16").transformer.state_dict()[f"{name}.weight"]
     fused = backbones.load(path, "cpu", ("transformer",), "bf16", kind, [Lora("a.safetensors", 0.01)]).transformer
-    assert not adapters.fusable(fused)
+    assert not phases.fusable(fused)
     expected = nn.Sequential(nn.Linear(32, 32, bias=False, dtype=torch.bfloat16))
     expected[0].weight.data = (original.float() + delta).bfloat16()
     from torchao import quantize_

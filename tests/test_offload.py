@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import adapters, backbones, export
+from pipeline import backbones, export, phases
 from pipeline.backbones.stock import StockBackbone
 from pipeline.evaluation.comparison import Comparison, describe
 from pipeline.evaluation.samples import Shard
@@ -103,15 +103,15 @@ def test_a_pair_makes_bitwise_the_same_images(paths, moves, tmp_path, fused):
     assert torch.equal(bare, images(load(paths["flux"], offload=False))), "the base is as it was"
 
 
-@pytest.mark.parametrize("kind", [adapters.FusedPhases, adapters.LowRankPhases])
+@pytest.mark.parametrize("kind", [phases.FusedPhases, phases.LowRankPhases])
 def test_weights_that_are_not_at_work_wait_at_home(paths, kind):
     backbone = backbones.load(paths["flux"], "cpu", ("transformer",))
     states = {"slow": random_state(backbone, "all", 1), "fast": random_state(backbone, "attention", 2)}
-    phases = kind(backbone.transformer, states, torch.device("meta"))
+    prepared = kind(backbone.transformer, states, torch.device("meta"))
     waiting = (
-        [weight for weights in phases._weights.values() for weight in weights.values()]
-        if kind is adapters.FusedPhases
-        else [factor for factors in phases._factors.values() for pair in factors.values() for factor in pair]
+        [weight for weights in prepared._weights.values() for weight in weights.values()]
+        if kind is phases.FusedPhases
+        else [factor for factors in prepared._factors.values() for pair in factors.values() for factor in pair]
     )
     assert waiting and all(weight.is_meta for weight in waiting)
     assert not any(weight.is_meta for weight in backbone.transformer.parameters())

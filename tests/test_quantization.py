@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from pipeline import adapters, backbones, training
+from pipeline import adapters, backbones, phases, training
 from pipeline.backbones import base, quantization
 from pipeline.backbones.quantization import PACKAGES
 from pipeline.trajectories import Trajectories
@@ -36,7 +36,7 @@ needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="pip ins
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_eight_bits_a_weight_nearly_keep_the_velocity(recorded, kind):
     plain, quantised = load(recorded, "none"), load(recorded, kind)
-    assert adapters.fusable(plain.transformer) and not adapters.fusable(quantised.transformer)
+    assert phases.fusable(plain.transformer) and not phases.fusable(quantised.transformer)
     error = (output(quantised, recorded) - output(plain, recorded)).norm() / output(plain, recorded).norm()
     assert 0 < error < 0.1
 
@@ -53,7 +53,7 @@ def test_an_adapter_trains_on_a_quantised_base_and_acts_there(recorded, tmp_path
     assert torch.equal(output(backbone, recorded), bare), "the base is as it was"
 
     state, _ = adapters.read(tmp_path)
-    with adapters.acting(backbone.transformer, {"slow": state}) as select:  # fused is asked for, low-rank is given
+    with phases.acting(backbone.transformer, {"slow": state}) as select:  # fused is asked for, low-rank is given
         assert torch.equal(output(backbone, recorded), bare)
         select("slow")
         assert not torch.allclose(output(backbone, recorded), bare, rtol=1e-2)
@@ -63,7 +63,7 @@ def test_an_adapter_trains_on_a_quantised_base_and_acts_there(recorded, tmp_path
 @needs_torchao
 def test_only_the_transformer_is_quantised(recorded):
     backbone = load(recorded, "int8", backbones.PARTS)
-    assert adapters.fusable(backbone.pipeline.text_encoder_2)
+    assert phases.fusable(backbone.pipeline.text_encoder_2)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, package in PACKAGES.items() if find_spec(package) is None])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import adapters, artifacts, backbones, controls, training
+from pipeline import adapters, artifacts, backbones, controls, phases, training
 from pipeline.backbones.base import index, repeat
 from pipeline.trajectories import Trajectories
 from tests.recorded import ROOT, record_tiny
@@ -241,7 +241,7 @@ def test_the_trained_adapter_lowers_the_error_of_the_sampled_velocity(recorded, 
     x, x_next = trajectories.states(ids, list(job.steps[0])).unbind(1)
     sigma, sigma_next = (trajectories.sigmas[step].item() for step in job.steps[0])
     errors = {}
-    with adapters.acting(backbone.transformer, {"slow": state}) as select, torch.no_grad():
+    with phases.acting(backbone.transformer, {"slow": state}) as select, torch.no_grad():
         for name in (None, "slow"):
             select(name)
             conditioning = index(trajectories.conditioning(ids), ids)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pipeline.adapters import phases
+from pipeline.phases import prepare
 
 
 class ArmWeights:
@@ -33,7 +33,7 @@ class ArmWeights:
         self.home = home
         self.states = states
         self.held: frozenset[str] = frozenset()
-        self.phases = phases(transformer, {})
+        self.phases = prepare(transformer, {})
 
     def hold(self, adapters: Iterable[str | None]) -> None:
         """Fuses the adapters of an arm and lets go of the others; the bare weights are in place afterwards.
@@ -48,7 +48,7 @@ class ArmWeights:
         if names != self.held:
             self.phases.close()
             held = {name: self.states[name] for name in sorted(names)}
-            self.phases = phases(self.transformer, held, home=self.home)
+            self.phases = prepare(self.transformer, held, home=self.home)
             self.held = names
 
     def select(self, name: str | None) -> None:
