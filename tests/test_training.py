@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from pipeline import adapters, artifacts, backbones, controls, phases, training
 from pipeline.backbones.base import index, repeat
+from pipeline.objectives import OBJECTIVES
 from pipeline.trajectories import Trajectories
 from tests.recorded import ROOT, record_tiny
 
@@ -44,32 +45,6 @@ def run(recorded, trajectories, job, checkpoint=None, stop=None):
         if len(history) == stop:
             return history, None
     return history, adapters.state(backbone.transformer, job.name)
-
-
-def random_sample(size=3):
-    generator = torch.Generator().manual_seed(0)
-    latents = [torch.randn(size, 4, 2, generator=generator) for _ in range(4)]
-    return training.Sample(*latents, sigma=torch.tensor([1.0, 0.8, 0.5]), sigma_next=torch.tensor([0.7, 0.2, 0.0]))
-
-
-def test_an_euler_step_with_the_trajectory_target_lands_on_the_teacher():
-    sample = random_sample()
-    x, target = training.trajectory(sample)
-    step = (sample.sigma_next - sample.sigma)[:, None, None]
-    torch.testing.assert_close(x + step * target, sample.x_next)
-
-
-def test_the_flow_target_leads_from_noise_to_data():
-    sample = random_sample()
-    x, target = training.noise_to_data(sample)
-    sigma = sample.sigma[:, None, None]
-    torch.testing.assert_close(x - sigma * target, sample.x_0)
-    torch.testing.assert_close(x + (1 - sigma) * target, sample.noise)
-
-
-def test_learning_rates():
-    assert [training.cosine(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
-    assert training.constant(0.7) == 1
 
 
 @pytest.mark.parametrize("count, batch", [(12, 4), (5, 3), (2, 7)])
@@ -105,7 +80,7 @@ def test_the_first_loss_is_the_base_models_error_on_the_teachers_path(recorded, 
     assert history[0].loss == pytest.approx(sum(errors) / len(errors), rel=1e-4)
 
 
-@pytest.mark.parametrize("objective", training.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_training_lowers_the_loss(recorded, trajectories, objective):
     job = make_job(recorded, objective=objective, train_steps=30, learning_rate=0.01)
     history, _ = run(recorded, trajectories, job)
