@@ -177,15 +177,6 @@ def test_the_manifest_says_what_a_sampler_needs(recorded, bundle):
     assert config["lora_alpha"] == config["r"] == 3
 
 
-def test_the_licence_is_the_teachers(tmp_path):
-    card = tmp_path / "README.md"
-    assert export._license(card) == "unknown"
-    card.write_text("---\ntags: [x]\nlicense: apache-2.0\n---\nlicense: other\n")
-    assert export._license(card) == "apache-2.0"
-    card.write_text("license: other\n")
-    assert export._license(card) == "unknown"
-
-
 def test_the_same_adapters_give_the_same_bundle(recorded, bundle, trained, tmp_path):
     params = recorded.params
     again = export.write(tmp_path, trained[0], recorded.partition, params.teacher, params.student)

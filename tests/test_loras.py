@@ -261,12 +261,6 @@ def test_the_models_card_makes_the_image_of_generate(styled, teachers):
     assert (bare.int() - stock.int()).abs().max() > 1
 
 
-def test_a_card_names_the_hub():
-    lines = export._fused({"file": HUB, "weight": 2.0, "sha256": "ab"})
-    assert 'load_lora_weights("someone/shade", revision="main", weight_name="deep/shade.safetensors")' in lines
-    assert "lora_scale=2.0" in lines
-
-
 def glance(*arguments):
     return CliRunner().invoke(main, list(arguments))
 
