@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path("artifacts")
 TEACHER = ROOT / "teacher"
 TRAJECTORIES = ROOT / "trajectories"
+ANCHORS = ROOT / "anchors"
 PARTITION = ROOT / "partition" / "partition.json"
 TRAIN_SLOW = ROOT / "train_slow"
 TRAIN_FAST = ROOT / "train_fast"

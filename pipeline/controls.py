@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from pipeline import anchors
 from pipeline.params import Params
 from pipeline.partition import Partition
 from pipeline.training import Job, Settings
@@ -28,7 +29,9 @@ def single(params: Params, partition: Partition) -> list[Job]:
         seed=params.train_controls.seed,
     )
     steps = (*partition.slow.pairs, *partition.fast.pairs)
-    return [Job("single", steps, settings, params.teacher.guidance_scale, params.student.true_cfg_scale)]
+    anchored = tuple(step for phase in partition.phases for step in anchors.student_steps(partition, phase))
+    guidance = params.teacher.guidance_scale, params.student.true_cfg_scale
+    return [Job("single", steps, settings, *guidance, anchored)]
 
 
 def official(params: Params, partition: Partition) -> list[Job]:

@@ -32,7 +32,7 @@ class Estimate:
     evaluating: float
     """Peak on the device while arms make images: all parts, or with runtime.offload the largest."""
     cache: float
-    """The recorded trajectories on disk."""
+    """The recorded trajectories and anchors on disk."""
 
     @property
     def peaks(self) -> dict[str, float]:
@@ -65,12 +65,14 @@ def estimate(params: Params) -> Estimate:
     if teacher.quantization == "none" and not params.runtime.offload:
         transformer += 2 * _adapted(backbone, skeleton, params) * BYTES[teacher.dtype]  # fused, a copy per phase
     trajectories = params.trajectories.prompts * params.trajectories.seeds_per_prompt
-    row = (teacher.steps + 1) * tokens * channels * BYTES[teacher.dtype]
+    student_steps = params.partition.slow_steps + params.partition.fast_steps
+    states = trajectories * (teacher.steps + 1) + params.anchors.prompts * (student_steps + 1)
+    batch = params.training.batch + (params.training.anchor_batch if params.anchors.prompts else 0)
     return Estimate(
         recording=OVERHEAD * max(text, weights + params.trajectories.shard_size * state * LIVE),
-        training=OVERHEAD * (weights + _adapter(backbone, skeleton, params) + params.training.batch * state * kept),
+        training=OVERHEAD * (weights + _adapter(backbone, skeleton, params) + batch * state * kept),
         evaluating=OVERHEAD * (max(text, transformer, vae) if params.runtime.offload else text + transformer + vae),
-        cache=trajectories * row,
+        cache=states * tokens * channels * BYTES[teacher.dtype],
     )
 
 

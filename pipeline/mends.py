@@ -13,6 +13,7 @@ SMALLER = {"none": "int8", "int8": "nf4", "fp8": "nf4"}
 
 STAGES = {
     "cache_trajectories": "recording",
+    "cache_anchors": "recording",
     "train_slow": "training",
     "train_fast": "training",
     "train_controls": "training",
@@ -46,6 +47,7 @@ def mends(params: Params, work: str | None, gpu: bool) -> list[str]:
     elif work == "training":
         found += ["set runtime.gradient_checkpointing to true"] * (not runtime.gradient_checkpointing)
         found += ["lower training.batch"] * (params.training.batch > 1)
+        found += ["lower training.anchor_batch"] * (params.anchors.prompts > 0 and params.training.anchor_batch > 1)
     elif work == "evaluating":
         found += ["set runtime.offload to true"] * (gpu and not runtime.offload)
         found += ["lower evaluation.batch"] * (params.evaluation.batch > 1)

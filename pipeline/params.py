@@ -61,6 +61,15 @@ class TrajectoriesParams:
 
 
 @dataclass(frozen=True)
+class AnchorsParams:
+    """Other prompts, under which the student is kept at the guided base."""
+
+    prompts_file: str | None
+    prompts: int = _number(at_least=0)
+    seed: int = _number(at_least=0)
+
+
+@dataclass(frozen=True)
 class PartitionParams:
     """How the path is split."""
 
@@ -79,6 +88,7 @@ class TrainingParams:
     alpha: float = _number(above=0)
     targets: str = _text(r".+", "name a set of modules")
     batch: int = _number(at_least=1)
+    anchor_batch: int = _number(at_least=1)
     precision: str = _text(r"bf16|fp32", "be bf16 or fp32")
     checkpoint_every: int = _number(at_least=1)
 
@@ -147,6 +157,7 @@ class Params:
     teacher: TeacherParams
     trajectories: TrajectoriesParams
     partition: PartitionParams
+    anchors: AnchorsParams
     training: TrainingParams
     train_slow: PhaseParams
     train_fast: PhaseParams

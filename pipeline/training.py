@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline import adapters, backbones, phases
+from pipeline import adapters, backbones, flow, phases
 from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest, save_torch
-from pipeline.backbones.base import Backbone, Conditioning, repeat
+from pipeline.backbones.base import Backbone, Conditioning, concat, repeat
 from pipeline.guidance import Velocity, forwards
-from pipeline.objectives import OBJECTIVES, Sample
+from pipeline.objectives import OBJECTIVES, Objective, Sample
 from pipeline.params import Params, PhaseParams, TrainingParams
-from pipeline.trajectories import Trajectories
+from pipeline.trajectories import INDEX, Trajectories
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -36,6 +36,7 @@ class Settings:
     alpha: float
     targets: str
     batch: int
+    anchor_batch: int
     precision: str
     checkpoint_every: int
     learning_rate: float
@@ -59,6 +60,8 @@ class Job:
     guidance_scale: float
     true_cfg_scale: float
     """The student's: above 1 its guided velocity is what is trained, at 1 the guidance is baked in."""
+    anchored: tuple[Step, ...] = ()
+    """The same student steps in the anchors' indices; () = no anchors."""
     trajectories: int | None = None
     """Train on the first so many trajectories; None = all."""
 
@@ -84,7 +87,11 @@ def load_teacher(params: Params) -> Backbone:
 
 
 def train(
-    backbone: Backbone, trajectories: Trajectories, job: Job, checkpoint: Path | None = None
+    backbone: Backbone,
+    trajectories: Trajectories,
+    job: Job,
+    checkpoint: Path | None = None,
+    anchors: Trajectories | None = None,
 ) -> Iterator[TrainStep]:
     """Trains an adapter called `job.name` on the backbone, and leaves it there; yields one record per train step.
 
@@ -96,6 +103,7 @@ def train(
         job: What to train.
         checkpoint: A folder for resumable states that nothing but this job uses. When it holds one, its records are
             yielded at once and training goes on from there, to the same bytes as without the interruption.
+        anchors: What a part of each batch comes from, if the job and its objective have steps for them.
 
     Raises:
         ValueError: The objective or the targets are unknown, or a loss is not finite; no checkpoint keeps that step.
@@ -113,8 +121,10 @@ def train(
     yield from history
 
     for train_step in range(len(history), settings.train_steps):
-        sample, conditioning = _draw(trajectories, job, train_step, backbone.device)
-        x, target = objective.problem(sample)
+        batch = _draw(trajectories, job, train_step, objective)
+        if anchors is not None and job.anchored and objective.guided:
+            batch = _together(batch, _draw_anchors(anchors, job, train_step))
+        x, target, sigma = (part.to(backbone.device) for part in (batch.x, batch.target, batch.sigma))
         learning_rate = settings.learning_rate * objective.rate(train_step / settings.train_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -122,9 +132,9 @@ def train(
         model = _with_adapter(backbone, job.name)
         with _attention(backbone, settings.precision):  # around both: checkpointing runs the forward again
             with _compute(backbone, settings.precision):
-                velocity = _student(backbone, model, conditioning, negative, job, objective.guided, grid)
-                losses = (velocity(x, sample.sigma).float() - target).square().flatten(1).mean(1)
-            _check(losses.detach(), sample.sigma, train_step, job.name)
+                velocity = _student(backbone, model, batch.conditioning, negative, job, objective.guided, grid)
+                losses = (velocity(x, sigma).float() - target).square().flatten(1).mean(1)
+            _check(losses.detach(), sigma, train_step, job.name)
             loss = losses.mean()
             optimizer.zero_grad()
             loss.backward()
@@ -142,19 +152,20 @@ def train_to(
     trajectories: Trajectories,
     job: Job,
     checkpoint: Path | None = None,
+    anchors: Trajectories | None = None,
     show: Callable[[Iterable[TrainStep]], Iterable[TrainStep]] = iter,
 ) -> list[TrainStep]:
     """Trains an adapter, writes it in peft's layout and takes it off the backbone.
 
     Args:
         folder: Where the adapter goes.
-        backbone, trajectories, job, checkpoint: As in `train`, which says what is raised.
+        backbone, trajectories, job, checkpoint, anchors: As in `train`, which says what is raised.
         show: Wraps the records as they come, for a progress bar.
 
     Returns:
         The record of every train step.
     """
-    history = list(show(train(backbone, trajectories, job, checkpoint)))
+    history = list(show(train(backbone, trajectories, job, checkpoint, anchors)))
     transformer = backbone.transformer
     adapters.save(folder, adapters.state(transformer, job.name), transformer.peft_config[job.name])
     transformer.unload_lora()
@@ -171,17 +182,18 @@ def write_history(path: Path, histories: dict[str | None, Sequence[TrainStep]]) 
         writer.writerows(rows)
 
 
-def key(job: Job, trajectories: Path) -> str:
-    """Digest of what a job's bytes depend on: itself, the trajectories (whose index names the teacher), the code."""
-    return digest_of([job, file_digest(Path(trajectories) / "index.json"), code_digest()])
+def key(job: Job, *recordings: Path) -> str:
+    """Digest of what a job's bytes depend on: itself, what was recorded (its index names the teacher), the code."""
+    indices = [Path(folder) / INDEX for folder in recordings]
+    return digest_of([job, *(file_digest(index) for index in indices if index.exists()), code_digest()])
 
 
-def items(count: int, batch: int, seed: int, train_step: int) -> Tensor:
+def items(count: int, batch: int, seed: int, train_step: int, stream: str = "order") -> Tensor:
     """The items of one batch, shape (batch,): all of `count` once, in a random order, before any comes again."""
     positions = torch.arange(train_step * batch, (train_step + 1) * batch)
     epochs = positions // count
     drawn = [
-        torch.randperm(count, generator=generator(seed, "order", epoch))[positions[epochs == epoch] % count]
+        torch.randperm(count, generator=generator(seed, stream, epoch))[positions[epochs == epoch] % count]
         for epoch in epochs.unique().tolist()
     ]
     return torch.cat(drawn)
@@ -193,15 +205,44 @@ def generator(seed: int, stream: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _draw(trajectories: Trajectories, job: Job, train_step: int, device: torch.device) -> tuple[Sample, Conditioning]:
-    """One batch of (trajectory, student step) pairs."""
+@dataclass(frozen=True)
+class _Batch:
+    """B student steps as the model is asked for them, on the CPU in float32."""
+
+    x: Tensor
+    """Latents, shape (B, T, C)."""
+    target: Tensor
+    """Velocity, shape (B, T, C)."""
+    sigma: Tensor
+    """Shape (B,)."""
+    conditioning: Conditioning
+
+
+def _draw(trajectories: Trajectories, job: Job, train_step: int, objective: Objective) -> _Batch:
+    """(trajectory, student step) pairs."""
+    settings = job.settings
     count = min(job.trajectories or len(trajectories), len(trajectories))
-    chosen = items(count * len(job.steps), job.settings.batch, job.settings.seed, train_step)
+    chosen = items(count * len(job.steps), settings.batch, settings.seed, train_step)
     ids, steps = chosen % count, torch.tensor(job.steps)[chosen // count]
-    states = trajectories.states(ids, F.pad(steps, (0, 1), value=trajectories.steps))
-    noise = torch.randn(states[:, 0].shape, generator=generator(job.settings.seed, "noise", train_step))
-    parts = (*states.unbind(1), noise, *trajectories.sigmas[steps].unbind(1))
-    return Sample(*(part.to(device, torch.float32) for part in parts)), trajectories.conditioning(ids)
+    states = trajectories.states(ids, F.pad(steps, (0, 1), value=trajectories.steps)).float()
+    noise = torch.randn(states[:, 0].shape, generator=generator(settings.seed, "noise", train_step))
+    sample = Sample(*states.unbind(1), noise, *trajectories.sigmas[steps].float().unbind(1))
+    return _Batch(*objective.problem(sample), sample.sigma, trajectories.conditioning(ids))
+
+
+def _draw_anchors(anchors: Trajectories, job: Job, train_step: int) -> _Batch:
+    """(anchor, student step) pairs; from a state to the next one the velocity is the guided base's own."""
+    settings, count = job.settings, len(anchors)
+    chosen = items(count * len(job.anchored), settings.anchor_batch, settings.seed, train_step, "anchors")
+    ids, steps = chosen % count, torch.tensor(job.anchored)[chosen // count]
+    x, x_next = anchors.states(ids, steps).float().unbind(1)
+    sigma, sigma_next = anchors.sigmas[steps].float().unbind(1)
+    return _Batch(x, flow.secant(x, x_next, sigma, sigma_next), sigma, anchors.conditioning(ids))
+
+
+def _together(one: _Batch, other: _Batch) -> _Batch:
+    parts = (torch.cat([getattr(one, name), getattr(other, name)]) for name in ("x", "target", "sigma"))
+    return _Batch(*parts, concat(one.conditioning, other.conditioning))
 
 
 class _Model(nn.Module):

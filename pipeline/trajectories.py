@@ -9,7 +9,7 @@ can be made in any order or place, and a killed run goes on with those that it l
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,17 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import artifacts
+from pipeline import artifacts, backbones
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.guidance import forwards
 from pipeline.loras import Lora, content
 from pipeline.params import Params
+from pipeline.progress import Progress
 from pipeline.sampling import euler_states
 from pipeline.scenes import captions
 from pipeline.schedule import Schedule, base_levels
 
-VERSION = 1
+VERSION = 2
 INDEX = "index.json"
 NEGATIVE = "negative.safetensors"
 
@@ -68,7 +69,8 @@ class Recording:
     seeds_per_prompt: int
     seed: int
     shard_size: int
-    steps: int
+    levels: tuple[float, ...]
+    """Base level u at which each Euler step starts, length N."""
     height: int
     width: int
     max_sequence_length: int
@@ -87,7 +89,7 @@ class Recording:
             seeds_per_prompt=settings.seeds_per_prompt,
             seed=settings.seed,
             shard_size=settings.shard_size,
-            steps=teacher.steps,
+            levels=tuple(base_levels(teacher.steps).tolist()),
             height=teacher.height,
             width=teacher.width,
             max_sequence_length=teacher.max_sequence_length,
@@ -101,6 +103,11 @@ class Recording:
     def __len__(self) -> int:
         """How many trajectories."""
         return len(self.prompts) * self.seeds_per_prompt
+
+    @property
+    def steps(self) -> int:
+        """Euler steps N of a trajectory."""
+        return len(self.levels)
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -187,6 +194,35 @@ def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[
         (scratch / conditioning_name(number)).unlink()
 
 
+def cache(params: Params, plan: Callable[[Backbone], Recording], folder: Path, progress: Progress) -> None:
+    """Records into `folder`, whole; a killed run goes on from its last shard.
+
+    Args:
+        params: All parameters.
+        plan: What to record, of a teacher with its text encoders.
+        folder: An artifact; its name is that of the checkpoints.
+        progress: Opens a progress bar of `total`, `what` and `unit`.
+
+    Raises:
+        ValueError: As `backbones.load`, `plan` and `record` do.
+    """
+    teacher, device = params.teacher, params.runtime.device
+    how = teacher.dtype, teacher.quantization, teacher.loras
+    backbone = backbones.load(teacher.path, device, ("text",), *how)
+    recording, schedule = plan(backbone), backbone.schedule(teacher.height, teacher.width)
+    key = recording_key(recording, teacher.path, backbone.device, teacher.loras)
+    scratch = artifacts.checkpoint_dir(f"cache_{folder.name}", key)
+    encode(backbone, recording, scratch)
+    del backbone  # a large teacher's text encoders are gone before its transformer comes
+    backbone = backbones.load(teacher.path, device, ("transformer",), *how)
+    total = len(recording.ranges) * recording.steps
+    with progress(total=total, what=f"recording {len(recording)} {folder.name}", unit="step") as bar:
+        for number, steps in record(backbone, recording, scratch):
+            bar.set_postfix_str(recording.describe(number), refresh=False)
+            bar.update(steps)
+    publish(recording, schedule, backbones.digest(teacher.path, teacher.loras), scratch, folder)
+
+
 def recording_key(recording: Recording, teacher: str | Path, device: torch.device, loras: Sequence[Lora] = ()) -> str:
     """Digest of all that the shards depend on: the recording, the teacher's files, the kind of device and the code."""
     files = [artifacts.folder_digest(teacher), content(loras)]
@@ -203,7 +239,7 @@ def publish(recording: Recording, schedule: Schedule, teacher_digest: str, scrat
         "version": VERSION,
         "teacher": teacher_digest,
         "schedule": asdict(schedule),
-        "sigmas": schedule.sigmas(base_levels(recording.steps)).tolist(),
+        "sigmas": schedule.sigmas(recording.levels).tolist(),
         "nfe": recording.nfe,
         **asdict(recording),
         "negative": {"file": NEGATIVE, "digest": artifacts.file_digest(scratch / NEGATIVE)},
@@ -239,7 +275,8 @@ class Trajectories:
             self.sigmas = torch.tensor(content["sigmas"], dtype=torch.float64)
             self.nfe: int = content["nfe"]
             fields = {name: content[name] for name in Recording.__dataclass_fields__}
-            self.recording = Recording(**{**fields, "prompts": tuple(fields["prompts"])})
+            lists = {name: tuple(fields[name]) for name in ("prompts", "levels")}
+            self.recording = Recording(**{**fields, **lists})
             self._files = [entry["file"] for entry in content["shards"]]
             self._first = torch.tensor([entry["first"] for entry in content["shards"]])
             digests = {entry["file"]: entry["digest"] for entry in (content["negative"], *content["shards"])}
@@ -261,7 +298,7 @@ class Trajectories:
 
     @property
     def steps(self) -> int:
-        """The teacher's number of Euler steps N; a trajectory has N + 1 states."""
+        """The recorded number of Euler steps N; a trajectory has N + 1 states."""
         return self.recording.steps
 
     def states(self, ids: Sequence[int] | Tensor, steps: Sequence[int] | Tensor) -> Tensor:
@@ -344,4 +381,4 @@ def _states(
         recording.true_cfg_scale,
     )
     x = backbone.noise(range(recording.seed + first, recording.seed + first + count), height, width)
-    return euler_states(velocity, x, backbone.schedule(height, width).sigmas(base_levels(recording.steps)))
+    return euler_states(velocity, x, backbone.schedule(height, width).sigmas(recording.levels))

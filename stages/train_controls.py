@@ -3,7 +3,7 @@
 import shutil
 from functools import partial
 
-from pipeline import artifacts, controls, training
+from pipeline import anchors, artifacts, controls, training
 from pipeline.params import Params
 from pipeline.partition import Partition
 from pipeline.trajectories import Trajectories
@@ -15,15 +15,17 @@ def main(params: Params) -> None:
     """Trains what the comparison needs beside the pair; a killed run goes on from its last checkpoint."""
     jobs = controls.jobs(params, Partition.from_json(artifacts.read_json(artifacts.PARTITION)))
     trajectories = Trajectories(artifacts.TRAJECTORIES)
-    keys = [training.key(job, artifacts.TRAJECTORIES) for job in jobs]
+    keys = [training.key(job, artifacts.TRAJECTORIES, artifacts.ANCHORS) for job in jobs]
     checkpoints = [artifacts.checkpoint_dir("train_controls", key) for key in keys]
-    backbone = training.load_teacher(params)
+    anchored, backbone = anchors.load(), training.load_teacher(params)
 
     histories = {}
     with artifacts.atomic_dir(artifacts.TRAIN_CONTROLS) as folder:
         for job, checkpoint in zip(jobs, checkpoints, strict=True):
             bar = partial(progress, total=job.settings.train_steps, what=f"training {job.name}", unit="step")
-            histories[job.name] = training.train_to(folder / job.name, backbone, trajectories, job, checkpoint, bar)
+            histories[job.name] = training.train_to(
+                folder / job.name, backbone, trajectories, job, checkpoint, anchored, bar
+            )
         training.write_history(folder / "history.csv", histories)
     for checkpoint in checkpoints:
         shutil.rmtree(checkpoint)

@@ -3,7 +3,7 @@
 import shutil
 from functools import partial
 
-from pipeline import artifacts, training
+from pipeline import anchors, artifacts, training
 from pipeline.params import Params
 from pipeline.partition import Partition
 from pipeline.trajectories import Trajectories
@@ -17,14 +17,20 @@ def main(params: Params) -> None:
     trajectories = Trajectories(artifacts.TRAJECTORIES)
     settings = training.Settings.of(params.training, params.train_slow)
     job = training.Job(
-        "slow", partition.slow.pairs, settings, params.teacher.guidance_scale, params.student.true_cfg_scale
+        "slow",
+        partition.slow.pairs,
+        settings,
+        params.teacher.guidance_scale,
+        params.student.true_cfg_scale,
+        anchors.student_steps(partition, "slow"),
     )
-    checkpoint = artifacts.checkpoint_dir("train_slow", training.key(job, artifacts.TRAJECTORIES))
+    key = training.key(job, artifacts.TRAJECTORIES, artifacts.ANCHORS)
+    checkpoint = artifacts.checkpoint_dir("train_slow", key)
     backbone = training.load_teacher(params)
     bar = partial(progress, total=settings.train_steps, what="training slow", unit="step")
 
     with artifacts.atomic_dir(artifacts.TRAIN_SLOW) as folder:
-        history = training.train_to(folder, backbone, trajectories, job, checkpoint, bar)
+        history = training.train_to(folder, backbone, trajectories, job, checkpoint, anchors.load(), bar)
         training.write_history(folder / "history.csv", {None: history})
     shutil.rmtree(checkpoint)
 

@@ -16,7 +16,8 @@ SHORT = {
     "teacher": {"steps": 10},
     "trajectories": {"prompts": 6, "shard_size": 2},
     "partition": {"slow_steps": 1, "fast_steps": 3},
-    "training": {"rank": 2, "alpha": 2, "batch": 2, "precision": "fp32", "checkpoint_every": 5},
+    "anchors": {"prompts": 3},
+    "training": {"rank": 2, "alpha": 2, "batch": 2, "anchor_batch": 2, "precision": "fp32", "checkpoint_every": 5},
     "train_slow": {"train_steps": 60},
     "train_fast": {"train_steps": 60},
     "evaluation": {

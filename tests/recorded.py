@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import backbones, params, trajectories
+from pipeline import anchors, backbones, params, trajectories
 from pipeline.backbones.base import Backbone
 from pipeline.params import Params
 from pipeline.partition import Partition, compute
@@ -18,6 +18,7 @@ class Recorded:
 
     teacher: Path
     trajectories: Path
+    anchors: Path
     partition: Partition
     params: Params
 
@@ -33,25 +34,32 @@ def small_params(teacher: Path) -> Params:
         shipped,
         teacher=replace(shipped.teacher, path=str(teacher), steps=8),
         trajectories=replace(shipped.trajectories, prompts=6, shard_size=4),
+        anchors=replace(shipped.anchors, prompts=5),
         partition=replace(shipped.partition, rule="uniform", slow_steps=2, fast_steps=2),
-        training=replace(shipped.training, rank=4, alpha=8.0, batch=8, checkpoint_every=3),
+        training=replace(shipped.training, rank=4, alpha=8.0, batch=8, anchor_batch=4, checkpoint_every=3),
         train_slow=replace(shipped.train_slow, train_steps=8),
         train_fast=replace(shipped.train_fast, train_steps=8),
     )
 
 
 def record_tiny(folder: Path) -> Recorded:
-    """Writes a tiny teacher and its trajectories under `folder`."""
-    teacher, cache, scratch = folder / "teacher", folder / "trajectories", folder / "scratch"
-    scratch.mkdir(parents=True)
+    """Writes a tiny teacher, its trajectories and anchors under `folder`."""
+    teacher = folder / "teacher"
     make_tiny_flux(teacher)
     small = small_params(teacher)
     backbone = backbones.load(teacher, "cpu", parts=("text", "transformer"))
     prompts = trajectories.load_prompts(None, small.trajectories.prompts, "train", 0, "trajectories")
-    recording = trajectories.Recording.from_params(small, prompts)
-    trajectories.encode(backbone, recording, scratch)
-    for _ in trajectories.record(backbone, recording, scratch):
-        pass
     schedule = backbone.schedule(small.teacher.height, small.teacher.width)
-    trajectories.publish(recording, schedule, backbones.digest(teacher), scratch, cache)
-    return Recorded(teacher, cache, compute(small, schedule), small)
+    partition = compute(small, schedule)
+    recordings = {
+        "trajectories": trajectories.Recording.from_params(small, prompts),
+        "anchors": anchors.recording(small, partition, backbone.words()),
+    }
+    for name, recording in recordings.items():
+        scratch = folder / f"{name}-scratch"
+        scratch.mkdir()
+        trajectories.encode(backbone, recording, scratch)
+        for _ in trajectories.record(backbone, recording, scratch):
+            pass
+        trajectories.publish(recording, schedule, backbones.digest(teacher), scratch, folder / name)
+    return Recorded(teacher, folder / "trajectories", folder / "anchors", partition, small)

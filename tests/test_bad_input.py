@@ -67,6 +67,8 @@ def test_an_empty_prompts_file_is_refused(broken):
     (broken.folder / "prompts" / "empty.txt").write_text("\n \n")
     broken.change("trajectories.prompts_file", "prompts/empty.txt")
     assert "prompts/empty.txt is empty" in refusal(broken, "cache_trajectories")
+    broken.change("anchors.prompts_file", "prompts/empty.txt")
+    assert "anchors.prompts_file must hold a prompt a line" in refusal(broken, "cache_anchors")
 
 
 def test_dvc_fails_with_the_sentence_and_records_nothing(broken):
@@ -104,7 +106,7 @@ def test_a_loss_that_is_not_finite_names_step_phase_and_sigma(broken):
     assert re.search(r"train step \d+", sentence) and "fast" in sentence and re.search(r"sigma 0?\.\d+", sentence)
 
 
-LOADERS = ["cache_trajectories", "train_slow", "train_fast", "train_controls", "evaluate"]
+LOADERS = ["cache_trajectories", "cache_anchors", "train_slow", "train_fast", "train_controls", "evaluate"]
 
 
 @pytest.mark.parametrize("kind", BASES)

@@ -11,6 +11,7 @@ from pipeline import artifacts
 STAGES = (
     "cache_trajectories",
     "compute_partition",
+    "cache_anchors",
     "train_slow",
     "train_fast",
     "train_controls",
@@ -21,6 +22,7 @@ STAGES = (
 UNDER_WAY = {  # what shows that a stage is in the middle of its work
     "cache_trajectories": ".glance/checkpoints/cache_trajectories/*/shard-00000.safetensors",
     "compute_partition": "artifacts/.partition.partial",
+    "cache_anchors": ".glance/checkpoints/cache_anchors/*/shard-00000.safetensors",
     "train_slow": ".glance/checkpoints/train_slow/*/checkpoint.pt",
     "train_fast": ".glance/checkpoints/train_fast/*/checkpoint.pt",
     "train_controls": ".glance/checkpoints/train_controls/*/checkpoint.pt",

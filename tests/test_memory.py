@@ -20,14 +20,16 @@ CHANGES = {
     "set runtime.offload to true": lambda p: replace(p, runtime=replace(p.runtime, offload=True)),
     "lower trajectories.shard_size": lambda p: replace(p, trajectories=replace(p.trajectories, shard_size=1)),
     "lower training.batch": lambda p: replace(p, training=replace(p.training, batch=1)),
+    "lower training.anchor_batch": lambda p: replace(p, training=replace(p.training, anchor_batch=1)),
     "lower evaluation.batch": lambda p: replace(p, evaluation=replace(p.evaluation, batch=1)),
     "set teacher.quantization to int8": lambda p: replace(p, teacher=replace(p.teacher, quantization="int8")),
     "set teacher.quantization to nf4": lambda p: replace(p, teacher=replace(p.teacher, quantization="nf4")),
 }
 QUANTISE = ["set teacher.quantization to int8", "set teacher.quantization to nf4"]
+BATCHES = ["lower training.batch", "lower training.anchor_batch"]
 ORDER = {
     "recording": ["lower trajectories.shard_size", *QUANTISE],
-    "training": ["set runtime.gradient_checkpointing to true", "lower training.batch", *QUANTISE],
+    "training": ["set runtime.gradient_checkpointing to true", *BATCHES, *QUANTISE],
     "evaluating": ["set runtime.offload to true", "lower evaluation.batch", *QUANTISE],
 }
 MAKERS = {"flux": make_tiny_flux, "qwen_image": make_tiny_qwen_image, "z_image": make_tiny_z_image}
@@ -46,7 +48,8 @@ def test_the_weights_are_those_of_the_loaded_transformer(tmp_path, family):
 
 def test_the_cache_is_as_large_as_estimated(tmp_path):
     recorded = record_tiny(tmp_path)
-    written = sum(file.stat().st_size for file in recorded.trajectories.glob("shard-*"))
+    shards = [shard for folder in (recorded.trajectories, recorded.anchors) for shard in folder.glob("shard-*")]
+    written = sum(shard.stat().st_size for shard in shards)
     assert memory.estimate(recorded.params).cache == pytest.approx(written, rel=0.1)
 
 

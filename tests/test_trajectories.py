@@ -10,6 +10,7 @@ from diffusers import FluxPipeline
 from pipeline import artifacts, backbones, flow
 from pipeline.backbones import base
 from pipeline.scenes import captions
+from pipeline.schedule import base_levels
 from pipeline.trajectories import (
     Recording,
     Trajectories,
@@ -29,7 +30,7 @@ RECORDING = Recording(
     seeds_per_prompt=2,
     seed=40,
     shard_size=4,
-    steps=5,
+    levels=tuple(base_levels(5).tolist()),
     height=64,
     width=64,
     max_sequence_length=16,
@@ -253,8 +254,8 @@ def test_a_shard_that_is_no_safetensors_file_is_named_when_read(folder):
 
 def test_an_index_of_another_kind_is_refused(folder):
     content = artifacts.read_json(folder / "index.json")
-    (folder / "index.json").write_text(json.dumps(content | {"version": 2}))
-    with pytest.raises(ValueError, match="trajectories: version must be 1, got 2"):
+    (folder / "index.json").write_text(json.dumps(content | {"version": 1}))
+    with pytest.raises(ValueError, match="trajectories: version must be 2, got 1"):
         Trajectories(folder)
     del content["shards"]
     (folder / "index.json").write_text(json.dumps(content))

@@ -39,6 +39,9 @@ class Backbone(Protocol):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image; rows * columns = T."""
 
+    def words(self) -> list[str]:
+        """Words of lower-case letters that a text encoder has a token of its own for, sorted."""
+
     def encode(self, prompts: list[str], max_sequence_length: int) -> Conditioning:
         """The conditioning of prompts, on the CPU."""
 

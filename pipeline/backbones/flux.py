@@ -27,6 +27,7 @@ class FluxBackbone(StockBackbone):
         "transformer": ("transformer",),
         "vae": ("vae",),
     }
+    tokenizer = "tokenizer_2"
     lora_options = {"return_alphas": True}
 
     @property

@@ -1,5 +1,6 @@
 """What the families share: a diffusers pipeline directory, loaded in parts, around a FLUX-like packing of latents."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from pipeline.backbones.base import Conditioning
 from pipeline.guidance import Velocity, forwards, true_cfg
 from pipeline.loras import Lora
 from pipeline.schedule import Schedule, check_scheduler
+
+WORD_START = re.compile(r"[▁Ġ]([a-z]+)")  # how T5's and Qwen's vocabularies mark a token that begins a word
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class StockBackbone(ABC):
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     part_modules: ClassVar[dict[str, tuple[str, ...]]]
     """The sub-folders of each part."""
+    tokenizer: ClassVar[str] = "tokenizer"
+    """The sub-folder of the tokenizer that prompts are cut into states by."""
     lora_options: ClassVar[dict[str, Any]] = {}
     """What the stock pipeline's `lora_state_dict` takes to give (state, alphas) where it gives alphas at all."""
 
@@ -134,6 +139,12 @@ class StockBackbone(ABC):
     @abstractmethod
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
+
+    def words(self) -> list[str]:
+        """The vocabulary of the text encoder that gives a state per token, without its pieces of words."""
+        tokenizer = getattr(self.part("text"), self.tokenizer)
+        marked = (WORD_START.fullmatch(token) for token in tokenizer.get_vocab())
+        return sorted({match[1] for match in marked if match})
 
     @property
     def latent_dtype(self) -> torch.dtype:

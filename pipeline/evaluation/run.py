@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.evaluation import comparison, inputs, prompts
 from pipeline.evaluation.inputs import Source
 from pipeline.params import Params
-
-Progress = Callable[..., AbstractContextManager[Any]]
-"""Opens a progress bar of `total`, `what` and `unit`; its `update` takes how much is done."""
+from pipeline.progress import Progress
 
 
 def evaluate(params: Params, source: Source, folder: Path, progress: Progress) -> None:

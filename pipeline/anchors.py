@@ -1,0 +1,66 @@
+"""Anchors: other prompts, unlabelled, at which the student keeps the base's own guided steps.
+
+An anchor is the base's guided run in the student's few steps from fresh noise: a sixth of a trajectory's forwards where
+eight steps stand against fifty. Trajectories say where the teacher's many steps lead; anchors say what guidance does to
+prompts that nobody recorded, so that adapters of one prompt still serve the others.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.params import Params
+from pipeline.partition import Partition
+from pipeline.trajectories import INDEX, Recording, Trajectories, load_prompts
+
+WORDS = (2, 9)  # fewest and most words of a random prompt
+
+
+def random_prompts(words: Sequence[str], count: int, seed: int) -> list[str]:
+    """Prompts of words in any order, which mean nothing and so need nobody to write them.
+
+    Args:
+        words: What to draw from.
+        count: How many prompts.
+        seed: Of the draw; the first prompts are the same for every count.
+
+    Raises:
+        ValueError: There is no word.
+    """
+    if not words:
+        raise ValueError("anchors.prompts_file must name a text file, since the teacher's tokenizer has no whole words")
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(words, k=rng.randint(*WORDS))) for _ in range(count)]
+
+
+def recording(params: Params, partition: Partition, words: Sequence[str]) -> Recording:
+    """The runs that params.anchors asks for, in the student's steps.
+
+    Args:
+        params: All parameters.
+        partition: The student's steps.
+        words: The teacher's vocabulary, for random prompts.
+
+    Raises:
+        ValueError: As `random_prompts` and `load_prompts` do.
+    """
+    settings = params.anchors
+    if settings.prompts_file is None:
+        prompts = random_prompts(words, settings.prompts, settings.seed)
+    else:
+        prompts = load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "anchors")
+    whole = Recording.from_params(params, prompts)
+    return replace(whole, seeds_per_prompt=1, seed=settings.seed, levels=partition.u)
+
+
+def load(folder: str | Path = artifacts.ANCHORS) -> Trajectories | None:
+    """The recorded anchors; None where there are none. Raises as `Trajectories` does."""
+    return Trajectories(folder) if (Path(folder) / INDEX).exists() else None
+
+
+def student_steps(partition: Partition, phase: str) -> tuple[tuple[int, int], ...]:
+    """(start, end) of a phase's steps in an anchor's own, which are the student's: k to k + 1."""
+    first = 0 if phase == "slow" else len(partition.slow.steps)
+    return tuple((k, k + 1) for k in range(first, first + len(partition.phases[phase].steps)))

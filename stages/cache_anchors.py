@@ -1,0 +1,25 @@
+"""Records the guided base in the student's few steps, for prompts that nobody labelled."""
+
+from pipeline import anchors, artifacts, trajectories
+from pipeline.params import Params
+from pipeline.partition import Partition
+from stages import progress, stage_command
+
+
+@stage_command("cache_anchors")
+def main(params: Params) -> None:
+    """Writes the anchors in the layout of the trajectories; an empty folder where there are none."""
+    if params.anchors.prompts == 0:
+        with artifacts.atomic_dir(artifacts.ANCHORS):
+            return
+    partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
+    trajectories.cache(
+        params,
+        lambda backbone: anchors.recording(params, partition, backbone.words()),
+        artifacts.ANCHORS,
+        progress,
+    )
+
+
+if __name__ == "__main__":
+    main()
