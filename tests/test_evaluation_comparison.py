@@ -76,6 +76,18 @@ def test_every_adapter_makes_other_images(compared):
     assert len({image.tobytes() for image in images}) == len(names)
 
 
+@pytest.mark.parametrize("count", [1, 16, 35])
+def test_images_are_decoded_in_parts_as_they_are_at_once(compared, count):
+    sampler, sizes = compared.sampler, []
+    backbone, decode = sampler.backbone, sampler.backbone.decode
+    latents = sampler.noise(range(count))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "decode", lambda x, *given: sizes.append(len(x)) or decode(x, *given))
+        made = sampler.decode(latents)
+    np.testing.assert_array_equal(made, decode(latents, sampler.height, sampler.width).numpy())
+    assert sum(sizes) == count and max(sizes) <= samples.DECODED_AT_ONCE
+
+
 def test_an_unknown_adapter_is_refused(compared):
     with pytest.raises(ValueError, match="an arm needs the adapter 'twin', got slow, fast, single, official_slow"):
         compared.sampler.weights.hold(["twin"])
