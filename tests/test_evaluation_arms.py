@@ -91,6 +91,14 @@ def test_an_unknown_control_is_refused():
         arms.build(replace(SETTING, controls=("twin",)))
 
 
+def test_arms_share_a_workload_when_their_steps_do_the_same_work():
+    work = {name: arm.workload for name, arm in by_name(SETTING).items()}
+    assert work["student"] == work["swapped"] == work["official"]
+    assert work["slow_only"] == work["fast_only"] == work["single"]
+    others = ("teacher", "base_guided", "base_unguided", "base_guided_equal_cost", "student", "slow_only")
+    assert len({work[name] for name in others}) == len(others)
+
+
 class Clock:
     """A clock that only moves when something takes its time."""
 

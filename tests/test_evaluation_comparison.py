@@ -1,5 +1,6 @@
 """The arms on a real, tiny, random teacher: what they make, what is kept on disk, what a missing input says."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +74,18 @@ def test_every_adapter_makes_other_images(compared):
     names = ("student", "slow_only", "fast_only", "single", "swapped", "official")
     images = [compared.sampler.images(arm(compared, name), SHARD) for name in names]
     assert len({image.tobytes() for image in images}) == len(names)
+
+
+@pytest.mark.parametrize("count", [1, 16, 35])
+def test_images_are_decoded_in_parts_as_they_are_at_once(compared, count):
+    sampler, sizes = compared.sampler, []
+    backbone, decode = sampler.backbone, sampler.backbone.decode
+    latents = sampler.noise(range(count))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "decode", lambda x, *given: sizes.append(len(x)) or decode(x, *given))
+        made = sampler.decode(latents)
+    np.testing.assert_array_equal(made, decode(latents, sampler.height, sampler.width).numpy())
+    assert sum(sizes) == count and max(sizes) <= samples.DECODED_AT_ONCE
 
 
 def test_an_unknown_adapter_is_refused(compared):
@@ -189,6 +202,31 @@ def test_foreign_prompts_are_measured_without_a_score(folder, tmp_path):
 def test_the_checker_reads_only_scenes_of_its_size():
     exam = prompts.exam(None, 6, 0, 128, 64)
     assert exam.judge is None and exam.unscored == "the checker reads scenes of 64 x 64 pixels, these have 128 x 64"
+
+
+def test_arms_of_equal_work_are_timed_once(compared):
+    calls, loop = [], compared.sampler.denoise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compared.sampler, "denoise", lambda arm, *given: calls.append(arm.name) or loop(arm, *given))
+        latencies = compared.time(time.perf_counter, lambda: None)
+    as_student, as_slow = dict.fromkeys(("swapped", "official"), "student"), ("fast_only", "single")
+    assert compared.timed_as == as_student | dict.fromkeys(as_slow, "slow_only")
+    timed = [arm.name for arm in compared.arms if arm.name not in compared.timed_as]
+    assert calls == timed * 2, "an untimed round and a timed one"
+    for by_arm in latencies.values():
+        assert list(by_arm) == [arm.name for arm in compared.arms]
+        assert all(by_arm[name] is by_arm[other] for name, other in compared.timed_as.items())
+        assert by_arm["student"] is not by_arm["slow_only"]
+
+
+def test_an_adapter_of_another_rank_is_timed_by_itself(compared):
+    given = compared.inputs
+    single = {
+        key: torch.cat([tensor, tensor], dim=int("lora_B" in key)) for key, tensor in given.states["single"].items()
+    }
+    wider = replace(given, states=given.states | {"single": single})
+    other = Comparison(wider, compared.exam, compared.params)
+    assert other.timed_as == {name: arm for name, arm in compared.timed_as.items() if name != "single"}
 
 
 def test_arms_without_the_teacher_are_refused(compared):

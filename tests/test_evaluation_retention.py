@@ -65,7 +65,14 @@ def test_the_same_seed_gives_the_same_interval_whatever_the_chunk(monkeypatch):
     first = retention.ratio_of_means(arm, teacher, 500, 7)
     assert first == retention.ratio_of_means(arm, teacher, 500, 7)
     monkeypatch.setattr(retention, "RESAMPLES_AT_ONCE", 60)
+    retention._weights.cache_clear()
     assert first == retention.ratio_of_means(arm, teacher, 500, 7)
+
+
+def test_another_seed_draws_other_resamples_and_the_first_seed_the_same_again():
+    first, other, again = (retention.resampled_means(draws(0.7)[None], 50, seed) for seed in (1, 2, 1))
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(first, again)
 
 
 @pytest.mark.parametrize(

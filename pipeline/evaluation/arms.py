@@ -68,6 +68,12 @@ class Arm:
         """Forwards per image: a guided step takes two."""
         return self.steps * forwards(self.true_cfg_scale)
 
+    @property
+    def workload(self) -> tuple[int, tuple[int | None, ...]]:
+        """What its cost depends on: forwards per step, and which steps share an adapter, numbered as they appear."""
+        places = {name: place for place, name in enumerate(dict.fromkeys(filter(None, self.plan.adapters)))}
+        return forwards(self.true_cfg_scale), tuple(places.get(name) for name in self.plan.adapters)
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -96,11 +96,24 @@ class Comparison:
         return measure.measure(self.arms, self.store.images, self.exam.judge, self.draws, on_shard)
 
     def time(self, clock: Callable[[], float], on_round: Callable[[], None]) -> dict[int, dict[str, Latency]]:
-        """Takes the arms' times, for each of the `batches`; always anew."""
-        return {
-            batch: latency.measure(self._works(batch), self.params.evaluation.latency_repeats, clock, on_round)
-            for batch in self.batches
-        }
+        """Takes the arms' times, for each of the `batches`; always anew, and once for arms of equal work."""
+        latencies = {}
+        for batch in self.batches:
+            timed = latency.measure(self._works(batch), self.params.evaluation.latency_repeats, clock, on_round)
+            latencies[batch] = {arm.name: timed[self.timed_as.get(arm.name, arm.name)] for arm in self.arms}
+        return latencies
+
+    @property
+    def timed_as(self) -> dict[str, str]:
+        """Arms that do an earlier one's work, step by step and with adapters of its shapes, to the name of that one."""
+        first, timed_as = {}, {}
+        for arm in self.arms:
+            names = dict.fromkeys(filter(None, arm.plan.adapters))
+            shapes = [{key: tensor.shape for key, tensor in self.inputs.states[name].items()} for name in names]
+            work = artifacts.digest_of([arm.workload, shapes])
+            if first.setdefault(work, arm.name) != arm.name:
+                timed_as[arm.name] = first[work]
+        return timed_as
 
     def _works(self, batch: int) -> dict[str, Work]:
         sampler, prompts = self.sampler, self.exam.prompts
@@ -119,7 +132,7 @@ class Comparison:
                 decode=sampler.decode,
             )
 
-        return {arm.name: work(arm) for arm in self.arms}
+        return {arm.name: work(arm) for arm in self.arms if arm.name not in self.timed_as}
 
     def metrics(self, measured: Mapping[str, Measured], latencies: Mapping[int, Mapping[str, Latency]]) -> dict:
         """The content of metrics.json, from what was measured and timed."""
@@ -136,6 +149,7 @@ class Comparison:
             "unscored": self.exam.unscored,
             "latency_batches": list(latencies),
             "latency_repeats": settings.latency_repeats,
+            "timed_as": self.timed_as,
             "device": describe(self.inputs.backbone.device, self.inputs.backbone.dtype, self.params.runtime.offload),
             "teacher_digest": self.inputs.teacher_digest,
             "bundle_digest": self.inputs.bundle_digest,

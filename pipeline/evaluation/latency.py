@@ -1,4 +1,4 @@
-"""How long an image takes. All arms are timed in one run, interleaved, so that a slow minute hits them alike."""
+"""How long an image takes. All works are timed in one run, interleaved, so that a slow minute hits them alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Work:
-    """One arm's way from prompts to images, in the three parts that are timed.
+    """A way from prompts to images, in the three parts that are timed.
 
     Attributes:
         prepare: Untimed; called before each timing, such as to put the arm's weights in place.
@@ -40,10 +40,10 @@ def measure(
     clock: Callable[[], float],
     on_repeat: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
-    """Times every arm `repeats` times after one untimed round, each round starting with another arm.
+    """Times every work `repeats` times after one untimed round, each round starting with another.
 
     Args:
-        works: The arms by name.
+        works: By name.
         repeats: Timed rounds, at least 1.
         clock: Seconds, after waiting for the device to finish what it was given.
         on_repeat: Called after each round.

@@ -235,11 +235,14 @@ def _speed(content: Content) -> str:
         [column("Arm", css="text", rowspan=2), *groups],
         [column(name) for _ in parts for name in ("ms", "speed-up")],
     ]
+    titles = {arm.name: arm.title for arm in content.arms}
+    timed_as = metrics["timed_as"].items()
+    shared = "".join(f" {titles[arm]}: timed as {titles[other]}, whose work it does." for arm, other in timed_as)
     note = _note(
-        f"Medians over {metrics['latency_repeats']} timings per arm, interleaved in one run on {metrics['device']}."
+        f"Medians over {metrics['latency_repeats']} timings, interleaved in one run on {metrics['device']}."
         " End to end is text encoding, denoising loop and decoding; loop is the denoising alone. Adapters are"
         " fused into the weights. A guided step is two forwards, one after the other, as in the stock pipeline."
-        " Times are for a whole batch."
+        f" Times are for a whole batch.{shared}"
     )
     return _section("Speed", note, table("Speed", heads, rows))
 

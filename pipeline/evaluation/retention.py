@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 LEVEL = 0.95
 Z = 1.959963984540054  # standard normal quantile of (1 + LEVEL) / 2
-RESAMPLES_AT_ONCE = 250  # bounds the memory of the resampling weights, (250, prompts)
+RESAMPLES_AT_ONCE = 250  # bounds the memory of the resampling weights in float64, (250, prompts)
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,25 @@ def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray
     num_prompts = values.shape[1]
     if num_prompts == 0:
         raise ValueError("a bootstrap needs at least 1 prompt, got 0")
-    generator = np.random.default_rng(seed)
+    weights = _weights(num_prompts, resamples, seed)
     means = np.empty((resamples, len(values)))
+    for first in range(0, resamples, RESAMPLES_AT_ONCE):
+        some = slice(first, first + RESAMPLES_AT_ONCE)
+        means[some] = weights[some].astype(np.int64) @ values.T.astype(np.float64) / num_prompts
+    return means
+
+
+@lru_cache(maxsize=1)
+def _weights(num_prompts: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each resample draws each prompt, int32 (R, N): drawn once for all arms and metrics."""
+    generator = np.random.default_rng(seed)
+    weights = np.empty((resamples, num_prompts), dtype=np.int32)
     share = np.full(num_prompts, 1 / num_prompts)
     for first in range(0, resamples, RESAMPLES_AT_ONCE):
         count = min(RESAMPLES_AT_ONCE, resamples - first)
-        weights = generator.multinomial(num_prompts, share, size=count)
-        means[first : first + count] = weights @ values.T.astype(np.float64) / num_prompts
-    return means
+        weights[first : first + count] = generator.multinomial(num_prompts, share, size=count)
+    weights.flags.writeable = False
+    return weights
 
 
 def _interval(draws: np.ndarray) -> tuple[float, float]:

@@ -18,6 +18,8 @@ from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.weights import ArmWeights
 
+DECODED_AT_ONCE = 16  # images; of 64 at once the small VAE's activations leave the cache: a third to two thirds slower
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -126,7 +128,8 @@ class Sampler:
     def decode(self, x: Tensor) -> np.ndarray:
         """Latents to uint8 (B, H, W, 3)."""
         with torch.inference_mode():
-            return self.backbone.decode(x, self.height, self.width).numpy()
+            parts = [self.backbone.decode(part, self.height, self.width) for part in x.split(DECODED_AT_ONCE)]
+            return torch.cat(parts).numpy()
 
     def images(self, arm: Arm, shard: Shard) -> np.ndarray:
         """A shard's images, uint8 (B, H, W, 3): a pure function of the arm, its adapters and the shard."""
