@@ -120,6 +120,7 @@ def full_size(name, path, text_bytes):
         params,
         teacher=replace(params.teacher, dtype="bf16", height=1024, width=1024, max_sequence_length=512),
         trajectories=replace(params.trajectories, shard_size=1),
+        anchors=replace(params.anchors, prompts=0),
         training=replace(params.training, batch=1, targets="attention"),
         evaluation=replace(params.evaluation, batch=1),
         runtime=replace(params.runtime, gradient_checkpointing=True),
