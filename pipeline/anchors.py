@@ -55,9 +55,15 @@ def recording(params: Params, partition: Partition, words: Sequence[str]) -> Rec
     return replace(whole, seeds_per_prompt=1, seed=settings.seed, levels=partition.u)
 
 
+def write_none(folder: Path) -> None:
+    """Writes the index of no anchors."""
+    with artifacts.atomic_dir(folder) as partial:
+        artifacts.write_json(partial / INDEX, {"prompts": []})
+
+
 def load(folder: str | Path = artifacts.ANCHORS) -> Trajectories | None:
     """The recorded anchors; None where there are none. Raises as `Trajectories` does."""
-    return Trajectories(folder) if (Path(folder) / INDEX).exists() else None
+    return Trajectories(folder) if artifacts.read_json(Path(folder) / INDEX)["prompts"] else None
 
 
 def student_steps(partition: Partition, phase: str) -> tuple[tuple[int, int], ...]:

@@ -184,8 +184,7 @@ def write_history(path: Path, histories: dict[str | None, Sequence[TrainStep]]) 
 
 def key(job: Job, *recordings: Path) -> str:
     """Digest of what a job's bytes depend on: itself, what was recorded (its index names the teacher), the code."""
-    indices = [Path(folder) / INDEX for folder in recordings]
-    return digest_of([job, *(file_digest(index) for index in indices if index.exists()), code_digest()])
+    return digest_of([job, *(file_digest(Path(folder) / INDEX) for folder in recordings), code_digest()])
 
 
 def items(count: int, batch: int, seed: int, train_step: int, stream: str = "order") -> Tensor:

@@ -8,10 +8,10 @@ from stages import progress, stage_command
 
 @stage_command("cache_anchors")
 def main(params: Params) -> None:
-    """Writes the anchors in the layout of the trajectories; an empty folder where there are none."""
+    """Writes the anchors in the layout of the trajectories; an index alone where there are none."""
     if params.anchors.prompts == 0:
-        with artifacts.atomic_dir(artifacts.ANCHORS):
-            return
+        anchors.write_none(artifacts.ANCHORS)
+        return
     partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
     trajectories.cache(
         params,

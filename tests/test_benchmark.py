@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu, handoff
+from benchmarks import errors, gpu, handoff
 from pipeline import params
 from tests.published import write_bundle
 from tests.tiny import make_tiny_flux
@@ -59,3 +59,23 @@ def test_ratios_are_taken_within_a_round():
     assert {name: len(seconds) for name, seconds in times.items()} == dict.fromkeys(durations, 12)
     low, middle, high = handoff.quartiles(times["fused"], times["base"])
     assert middle == pytest.approx(1.02) and low <= middle <= high
+
+
+def test_the_errors_of_a_student_are_told_by_step_and_by_phase(project, tmp_path):
+    result = CliRunner().invoke(
+        errors.main, ["--prompts", "3", "--project", str(project.folder), "--docs", str(tmp_path)]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "errors.json").read_text())
+    first, *_, last = found["steps"]
+    assert [row["phase"] for row in found["steps"]] == ["slow", "fast", "fast", "fast"]
+    assert first["path_mse"] == pytest.approx(first["step_mse"]) and last["sigma"] == 0
+    assert all(row["step_mse"] > 0 for row in found["steps"])
+    student, *_, perturbed, base = found["runs"]
+    assert perturbed["psnr"] > student["psnr"] and base["run"] == "base, 4 guided steps"
+    assert (tmp_path / "errors.md").read_text() == errors.page(found)
+
+
+def test_the_page_of_errors_is_what_the_command_makes_of_its_figures():
+    found = json.loads((handoff.DOCS / "errors.json").read_text())
+    assert (handoff.DOCS / "errors.md").read_text() == errors.page(found)
