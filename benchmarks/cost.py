@@ -1,0 +1,229 @@
+"""What recording, training and evaluating take on this machine, and what that says of larger models.
+
+    python -m benchmarks.cost                # the shipped teacher: about three minutes on two quiet cores
+    python -m benchmarks.cost --quick        # seconds of each, to see that it runs
+
+Everything timed is the pipeline's own code. The figures go to docs/cost.json, the page and its plot, which are made of
+them alone, to docs/cost.md and docs/cost.png.
+"""
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+
+from benchmarks import cost_page
+from benchmarks.cost_model import GUIDANCE, Flops, count, published_work, work
+from benchmarks.gpu import DOCS, MODELS, ROOT, machine_name, random_adapter, seconds
+from pipeline import artifacts, backbones, params, training
+from pipeline.backbones.base import Backbone
+from pipeline.evaluation import arms, frechet, latency, metrics, prompts
+from pipeline.evaluation.samples import Sampler
+from pipeline.evaluation.weights import ArmWeights
+from pipeline.params import Params
+from pipeline.partition import compute
+from pipeline.sampling import two_phase_plan
+from pipeline.scenes import captions
+from pipeline.trajectories import Recording, Trajectories, encode, publish, record
+
+PIXELS = (32, 64, 96, 128)
+SHORT_STEPS = 10
+TIMED = ("teacher", "base_guided", "student")
+
+
+class Bench:
+    """The shipped teacher and parameters, and what a forward takes at each resolution."""
+
+    def __init__(self, shipped: Params, folder: Path, device: torch.device, quick: bool):
+        self.shipped, self.folder, self.device, self.quick = shipped, folder, device, quick
+        self.backbone: Backbone = backbones.load(ROOT / shipped.teacher.path, device, dtype=shipped.teacher.dtype)
+        prompted = self.backbone.encode(["a red star on black"], shipped.teacher.max_sequence_length)
+        self.flops: dict[int, Flops] = {size: count(self.backbone, prompted, size, size) for size in self.sizes}
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Heights and widths in pixels."""
+        return PIXELS[: 2 if self.quick else None]
+
+    @property
+    def shard(self) -> int:
+        """Trajectories of a call."""
+        return 16 if self.quick else self.shipped.trajectories.shard_size
+
+    def clock(self) -> float:
+        """Seconds, after the device has finished."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def tokens(self, pixels: int) -> int:
+        """Image tokens."""
+        return self.backbone.latent_shape(pixels, pixels)[0]
+
+    def recorded(self, texts: int, seeds: int, steps: int, pixels: int) -> tuple[dict, Path]:
+        """Records as `cache_trajectories` does; the row and the cache."""
+        asked = Recording.from_params(self.shipped, captions.sample("train", texts, 0))
+        asked = replace(asked, seeds_per_prompt=seeds, shard_size=self.shard, steps=steps, height=pixels, width=pixels)
+        name = f"{texts}-{seeds}-{steps}-{pixels}"
+        scratch, cache = self.folder / f"scratch-{name}", self.folder / name
+        start = self.clock()
+        encode(self.backbone, asked, scratch)
+        encoded = self.clock()
+        for _ in record(self.backbone, asked, scratch):
+            pass
+        publish(asked, self.backbone.schedule(pixels, pixels), "none", scratch, cache)
+        row = {"prompts": texts, "seeds": seeds, "steps": steps, "pixels": pixels, "tokens": self.tokens(pixels)}
+        forwards = len(asked) * asked.nfe
+        row |= {"trajectories": len(asked), "forwards": forwards, "calls": len(asked.ranges) * asked.nfe}
+        row |= {"flops": forwards * self.flops[pixels].forward, "encode_s": encoded - start}
+        return row | {"seconds": self.clock() - encoded, "peak_mib": peak_mib()}, cache
+
+    def recording(self) -> tuple[list[dict], dict[int, Path]]:
+        """The rows, those of many prompts first: the peak of memory never falls; and a cache of each resolution."""
+        rows, caches, some = [], {}, self.shard
+        full = 2 * SHORT_STEPS if self.quick else self.shipped.teacher.steps
+        self.recorded(8, 1, 2, self.shipped.teacher.height)  # a warm-up
+        settings = [(some * many, seeds, SHORT_STEPS) for many, seeds in ((1, 1), (4, 1), (2, 1), (1, 2), (1, 4))]
+        for texts, seeds, steps in [*settings, (some, 1, full // 2), (some, 1, full)]:
+            row, _ = self.recorded(texts, seeds, steps, self.shipped.teacher.height)
+            rows.append(row)
+        for pixels in self.sizes:
+            row, caches[pixels] = self.recorded(some, 1, SHORT_STEPS // 2, pixels)
+            rows.append(row)
+        return rows, caches
+
+    def trained(self, cache: Path, batch: int, steps: int, pixels: int) -> list[dict]:
+        """Trains as `train_slow` does; a row of all steps after the first, and one of the first half of these."""
+        settings = training.Settings.of(self.shipped.training, self.shipped.train_slow)
+        settings = replace(settings, batch=batch, train_steps=steps + 1, checkpoint_every=10**6)
+        job = training.Job("slow", ((0, 1), (1, 2), (2, 3)), settings, GUIDANCE, self.shipped.student.true_cfg_scale)
+        times = []
+        for _ in training.train(self.backbone, Trajectories(cache, verify=False), job):
+            times.append(self.clock())
+        self.backbone.transformer.unload_lora()
+        row = {"batch": batch, "pixels": pixels, "tokens": self.tokens(pixels)}
+        return [
+            {**row, "train_steps": n, "calls": n, "flops": n * batch * self.flops[pixels].merged_step}
+            | {"seconds": times[n] - times[0]}
+            for n in sorted({max(1, steps // 2), steps})
+        ]
+
+    def training(self, caches: dict[int, Path]) -> list[dict]:
+        """Rows of every resolution and batch; of the shipped ones more steps."""
+        shipped, rows = self.shipped.training.batch, []
+        for pixels, cache in caches.items():
+            for batch in (shipped // 4, shipped):
+                own = pixels == self.shipped.teacher.height and batch == shipped
+                rows += self.trained(cache, batch, 2 if self.quick else 20 if own else 4, pixels)
+        return rows
+
+    def images(self) -> list[dict]:
+        """Seconds of a batch of images of an arm, as the evaluation takes them."""
+        teacher, backbone, rows = self.shipped.teacher, self.backbone, []
+        lora = self.shipped.training
+        states = {name: random_adapter(backbone, i, lora.rank, lora.targets) for i, name in enumerate(("slow", "fast"))}
+        weights = ArmWeights(backbone.transformer, states)
+        texts = captions.sample("evaluation", 16, 0)
+        for pixels in self.sizes[1::2]:
+            schedule = backbone.schedule(pixels, pixels)
+            student = two_phase_plan(compute(self.shipped, schedule))
+            scales = teacher.true_cfg_scale, self.shipped.student.true_cfg_scale
+            every = arms.build(arms.Setting(schedule, teacher.steps, student, *scales, ()))
+            chosen = [arm for arm in every if arm.name in TIMED]
+            how = pixels, pixels, teacher.max_sequence_length, teacher.guidance_scale, teacher.negative_prompt
+            sampler = Sampler(backbone, weights, *how)
+            for batch in (1, 16):
+                noise = sampler.noise(range(batch))
+
+                def timed(arm: arms.Arm, sampler=sampler, noise=noise) -> latency.Work:
+                    return latency.Work(
+                        prepare=lambda: weights.hold(arm.plan.adapters),
+                        encode=lambda n: sampler.encode(arm, texts[: len(noise)]),
+                        loop=lambda prompted: sampler.denoise(arm, prompted, noise),
+                        decode=sampler.decode,
+                    )
+
+                repeats = 3 if pixels == teacher.height and not self.quick else 1
+                took = latency.measure({arm.name: timed(arm) for arm in chosen}, repeats, self.clock)
+                rows += [
+                    {"arm": arm.name, "nfe": arm.nfe, "batch": batch, "pixels": pixels, "tokens": self.tokens(pixels)}
+                    | {"calls": arm.nfe, "flops": arm.nfe * batch * self.flops[pixels].forward}
+                    | {"seconds": took[arm.name].loop_ms / 1e3, "total_s": took[arm.name].total_ms / 1e3}
+                    for arm in chosen
+                ]
+        weights.hold(())
+        return rows
+
+    def around(self) -> dict[str, float]:
+        """Seconds an image of what surrounds the forwards of an evaluation, at its batch."""
+        teacher, batch = self.shipped.teacher, self.shipped.evaluation.batch
+        exam = prompts.exam(None, batch, 0, teacher.height, teacher.width)
+        x, made = self.backbone.noise(range(batch), teacher.height, teacher.width), None
+
+        def decode() -> None:
+            nonlocal made
+            made = self.backbone.decode(x, teacher.height, teacher.width).numpy()
+
+        def compare() -> None:
+            metrics.psnr(made, made), metrics.ssim(made, made), frechet.features(made)
+
+        parts: dict[str, Callable[[], object]] = {
+            "encode": lambda: self.backbone.encode(exam.prompts, teacher.max_sequence_length),
+            "decode": decode,
+            "check": lambda: exam.judge(made, exam.prompts),
+            "compare": compare,
+        }
+        return {name: seconds(part, self.device, 3) / batch for name, part in parts.items()}
+
+
+def peak_mib() -> float:
+    """Most main memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(device: torch.device, quick: bool) -> dict:
+    """Every figure of the page."""
+    start, shipped = time.perf_counter(), params.load(ROOT / "params.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(shipped, Path(folder), device, quick)
+        recording, caches = bench.recording()
+        measured = {"recording": recording, "training": bench.training(caches), "images": bench.images()}
+        around = bench.around()
+    trajectories = shipped.trajectories.prompts * shipped.trajectories.seeds_per_prompt
+    return {
+        "machine": machine_name(device),
+        "quick": quick,
+        "text_tokens": shipped.teacher.max_sequence_length,
+        **measured,
+        "around": around,
+        "shipped": {
+            "trajectories": trajectories,
+            "batch": shipped.training.batch,
+            "pixels": shipped.teacher.height,
+            **work(bench.backbone, shipped),
+        },
+        "published": {name: published_work(name) for name in MODELS},
+        "seconds": time.perf_counter() - start,
+    }
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer and smaller measurements.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--docs", type=click.Path(path_type=Path), default=DOCS, show_default=True)
+def main(quick: bool, device: str, docs: Path) -> None:
+    """Measures the pipeline and writes the page."""
+    figures = measure(backbones.resolve_device(device), quick)
+    artifacts.write_json(docs / "cost.json", figures)
+    (docs / "cost.md").write_text(cost_page.page(figures), encoding="utf-8")
+    cost_page.draw(figures, docs / "cost.png")
+    click.echo(f"{docs / 'cost.md'}, after {figures['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Seconds from forwards: the products that a forward takes, the line through measured times, what pays back."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu import MODELS, ROOT, conditioning, write_configs
+from pipeline import backbones, params, presets
+from pipeline.backbones.base import Backbone, Conditioning
+from pipeline.evaluation import arms
+from pipeline.evaluation.comparison import LATENCY_BATCHES
+from pipeline.guidance import forwards
+from pipeline.params import Params
+from pipeline.partition import compute
+from pipeline.sampling import two_phase_plan
+
+GUIDANCE = 3.5
+
+
+@dataclass(frozen=True)
+class Flops:
+    """What one forward of one image takes."""
+
+    linear: float
+    """In linear layers, 2 in out for each token that a layer sees: modulation sees one, a stream its own tokens."""
+    attention: float
+    """4 T^2 width in each block, T image and text tokens."""
+
+    @property
+    def forward(self) -> float:
+        """All of it."""
+        return self.linear + self.attention
+
+    @property
+    def merged_step(self) -> float:
+        """A train step with merged weights: the backward takes twice the forward."""
+        return 3 * self.forward
+
+    @property
+    def checkpointed_step(self) -> float:
+        """A train step through peft's layers: the forward twice, and a backward without the frozen weights' part."""
+        return 3 * self.linear + 4 * self.attention
+
+
+def count(backbone: Backbone, prompted: Conditioning, height: int, width: int) -> Flops:
+    """Counts along one forward, which may run on the meta device."""
+    linear, attention, handles = [], [], []
+    tokens = backbone.latent_shape(height, width)[0] + prompted["prompt_embeds"].shape[1]
+
+    def hook(module: nn.Linear, _, y: Tensor) -> None:
+        linear.append(2 * module.in_features * y.numel())
+
+    for name, module in backbone.transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            handles.append(module.register_forward_hook(hook))
+        if name.endswith("to_q"):
+            attention.append(4 * tokens**2 * module.out_features)
+    with torch.inference_mode():
+        x = backbone.noise([0], height, width)
+        backbone.velocity(x, torch.ones(1), prompted, GUIDANCE, backbone.grid(height, width))
+    for handle in handles:
+        handle.remove()
+    return Flops(float(sum(linear)), float(sum(attention)))
+
+
+def published(name: str) -> Backbone:
+    """A published transformer without weights: its forward runs and computes nothing."""
+    model = MODELS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.device("meta"):
+            transformer = getattr(diffusers, model.transformer)(**model.config)
+        transformer.save_config(Path(folder) / "transformer")
+        write_configs(model, Path(folder))
+        backbone = backbones.load(folder, "cpu", parts=())
+    transformer.register_forward_pre_hook(
+        lambda _, args, inputs: (args, {k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs.items()}),
+        with_kwargs=True,
+    )
+    backbone.parts, backbone.pipeline.transformer = ("transformer",), transformer
+    return backbone
+
+
+def work(backbone: Backbone, asked: Params) -> dict[str, int]:
+    """Forwards of a teacher's and a student's image, and of one evaluation with its images and its timing."""
+    teacher, settings = asked.teacher, asked.evaluation
+    schedule = backbone.schedule(teacher.height, teacher.width)
+    compared = arms.build(
+        arms.Setting(
+            schedule,
+            teacher.steps,
+            two_phase_plan(compute(asked, schedule)),
+            teacher.true_cfg_scale,
+            asked.student.true_cfg_scale,
+            tuple(arms.control_adapters(asked.train_controls.arms)),
+        )
+    )
+    nfe = {arm.name: arm.nfe for arm in compared}
+    images = settings.prompts + min(settings.diversity_prompts, settings.prompts) * settings.diversity_seeds
+    timed = (1 + settings.latency_repeats) * sum(batch for batch in LATENCY_BATCHES if batch <= settings.batch)
+    return {
+        "teacher": nfe[arms.REFERENCE],
+        "student": nfe[arms.PRODUCT],
+        "images": len(nfe) * (images + timed),
+        "evaluation": sum(nfe.values()) * (images + timed),
+        "train_steps": asked.train_slow.train_steps + asked.train_fast.train_steps,
+        "train_forwards": forwards(asked.student.true_cfg_scale),
+    }
+
+
+def preset_params(name: str) -> Params:
+    """The shipped parameters with a preset's values."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = shutil.copy(ROOT / "params.yaml", folder)
+        presets.apply(name, file)
+        return params.load(file)
+
+
+def published_work(name: str) -> dict:
+    """A published model as its preset runs it: forwards, and FLOPs of one."""
+    backbone, preset = published(name), preset_params(name)
+    teacher = preset.teacher
+    flops = count(backbone, conditioning(MODELS[name], 1), teacher.height, teacher.width)
+    parameters = sum(weight.numel() for weight in backbone.transformer.parameters())
+    return {
+        "parameters": parameters,
+        "prompts": preset.trajectories.prompts,
+        "tokens": backbone.latent_shape(teacher.height, teacher.width)[0],
+        "forward": flops.forward,
+        "train_step": flops.checkpointed_step,
+        **work(backbone, preset),
+    }
+
+
+@dataclass(frozen=True)
+class Fit:
+    """seconds = overhead calls + flops / rate."""
+
+    overhead: float
+    """Seconds of a call, whatever it computes."""
+    rate: float
+    """FLOPs a second."""
+    residuals: tuple[float, ...]
+    """measured / fitted - 1 of each point."""
+
+    @property
+    def worst(self) -> float:
+        """The largest residual without its sign."""
+        return max(abs(residual) for residual in self.residuals)
+
+
+def fit(points: Sequence[Mapping]) -> Fit:
+    """Least squares of the relative errors, so that short and long runs count alike.
+
+    Args:
+        points: With `calls`, `flops` of all calls together, and `seconds`.
+    """
+    calls, flops, seconds = (np.array([point[key] for point in points]) for key in ("calls", "flops", "seconds"))
+    terms = np.stack([calls, flops / flops.max()], 1)  # of one magnitude, for the solver
+    (overhead, inverse), *_ = np.linalg.lstsq(terms / seconds[:, None], np.ones(len(seconds)), rcond=None)
+    fitted = terms @ (overhead, inverse)
+    return Fit(float(overhead), float(flops.max() / inverse), tuple((seconds / fitted - 1).tolist()))
+
+
+def proportion(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """k of y = k x by least squares of the relative errors, and the largest relative residual."""
+    x, y = np.array(x), np.array(y)
+    k = (x / y).sum() / np.square(x / y).sum()
+    return float(k), float(np.abs(y / (k * x) - 1).max())
+
+
+def break_even(spent: float, teacher: float, student: float) -> float:
+    """Images after which what was spent is saved: spent / (teacher - student), each in the same unit.
+
+    Raises:
+        ValueError: A student's image costs no less than a teacher's.
+    """
+    if student >= teacher:
+        raise ValueError(f"a student's image must cost less than a teacher's {teacher:g}, got {student:g}")
+    return spent / (teacher - student)
