@@ -29,6 +29,7 @@ from pipeline.params import Params
 from pipeline.partition import compute
 from pipeline.sampling import two_phase_plan
 from pipeline.scenes import captions
+from pipeline.schedule import base_levels
 from pipeline.trajectories import Recording, Trajectories, encode, publish, record
 
 PIXELS = (32, 64, 96, 128)
@@ -68,7 +69,9 @@ class Bench:
     def recorded(self, texts: int, seeds: int, steps: int, pixels: int) -> tuple[dict, Path]:
         """Records as `cache_trajectories` does; the row and the cache."""
         asked = Recording.from_params(self.shipped, captions.sample("train", texts, 0))
-        asked = replace(asked, seeds_per_prompt=seeds, shard_size=self.shard, steps=steps, height=pixels, width=pixels)
+        levels = tuple(base_levels(steps).tolist())
+        asked = replace(asked, seeds_per_prompt=seeds, shard_size=self.shard, levels=levels)
+        asked = replace(asked, height=pixels, width=pixels)
         name = f"{texts}-{seeds}-{steps}-{pixels}"
         scratch, cache = self.folder / f"scratch-{name}", self.folder / name
         start = self.clock()
