@@ -136,7 +136,7 @@ class Bench:
             schedule = backbone.schedule(pixels, pixels)
             student = two_phase_plan(compute(self.shipped, schedule))
             scales = teacher.true_cfg_scale, self.shipped.student.true_cfg_scale
-            every = arms.build(arms.Setting(schedule, teacher.steps, student, *scales, ()))
+            every = arms.build(arms.Setting(schedule, teacher.steps, student, *scales, (), ()))
             chosen = [arm for arm in every if arm.name in TIMED]
             how = pixels, pixels, teacher.max_sequence_length, teacher.guidance_scale, teacher.negative_prompt
             sampler = Sampler(backbone, weights, *how)

@@ -99,16 +99,18 @@ def work(backbone: Backbone, asked: Params) -> dict[str, int]:
             teacher.true_cfg_scale,
             asked.student.true_cfg_scale,
             tuple(arms.control_adapters(asked.train_controls.arms)),
+            settings.swaps,
         )
     )
     nfe = {arm.name: arm.nfe for arm in compared}
+    works = {arm.workload: arm.nfe for arm in compared}  # arms of equal work are timed once
     images = settings.prompts + min(settings.diversity_prompts, settings.prompts) * settings.diversity_seeds
     timed = (1 + settings.latency_repeats) * sum(batch for batch in LATENCY_BATCHES if batch <= settings.batch)
     return {
         "teacher": nfe[arms.REFERENCE],
         "student": nfe[arms.PRODUCT],
-        "images": len(nfe) * (images + timed),
-        "evaluation": sum(nfe.values()) * (images + timed),
+        "images": len(nfe) * images + len(works) * timed,
+        "evaluation": sum(nfe.values()) * images + sum(works.values()) * timed,
         "train_steps": asked.train_slow.train_steps + asked.train_fast.train_steps,
         "train_forwards": forwards(asked.student.true_cfg_scale),
     }

@@ -125,6 +125,7 @@ class EvaluationParams:
     prompts: int = _number(at_least=2)
     seed: int = _number(at_least=0)
     batch: int = _number(at_least=1)
+    swaps: tuple[str, ...]
     diversity_prompts: int = _number(at_least=1)
     diversity_seeds: int = _number(at_least=2)
     latency_repeats: int = _number(at_least=1)

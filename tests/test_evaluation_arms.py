@@ -17,6 +17,7 @@ SETTING = arms.Setting(
     teacher_scale=3.0,
     student_scale=1.0,
     controls=("single", "official"),
+    swaps=("slow_only", "fast_only", "swapped"),
 )
 
 
@@ -86,7 +87,13 @@ def test_controls_without_adapters_are_left_out():
     assert not {"single", "official"} & by_name(replace(SETTING, controls=())).keys()
 
 
-def test_an_unknown_control_is_refused():
+def test_swaps_that_are_not_asked_for_are_left_out():
+    assert by_name().keys() - by_name(replace(SETTING, swaps=("fast_only",))).keys() == {"slow_only", "swapped"}
+
+
+def test_an_unknown_control_or_swap_is_refused():
+    with pytest.raises(ValueError, match="evaluation.swaps must be among slow_only, fast_only, swapped, got 'single'"):
+        arms.build(replace(SETTING, swaps=("single",)))
     with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'twin'"):
         arms.build(replace(SETTING, controls=("twin",)))
 

@@ -25,6 +25,7 @@ class Setting:
         teacher_scale: The teacher's true_cfg_scale.
         student_scale: The student's true_cfg_scale.
         controls: Control arms that have adapters.
+        swaps: Arms that use the pair's adapters otherwise.
     """
 
     schedule: Schedule
@@ -33,6 +34,7 @@ class Setting:
     teacher_scale: float
     student_scale: float
     controls: tuple[str, ...]
+    swaps: tuple[str, ...]
 
     @property
     def student_steps(self) -> int:
@@ -80,7 +82,8 @@ class Recipe:
     """A row of the table: where the steps lie, how they are guided, which adapters act.
 
     `levels` gives the base levels of the bare backbone; None is the student's own plan, and `adapters` names what acts
-    in its slow and in its fast steps.
+    in its slow and in its fast steps. `control` says that those are trained for it alone, `swap` that they are the
+    pair's own in other places.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Recipe:
     scale: Callable[[Setting], float]
     adapters: tuple[str, str] | None = None
     control: bool = False
+    swap: bool = False
 
 
 def _even(steps: Callable[[Setting], int]) -> Callable[[Setting], Sequence[float]]:
@@ -155,6 +159,7 @@ RECIPES = (
         None,
         _student_scale,
         ("slow", "slow"),
+        swap=True,
     ),
     Recipe(
         "fast_only",
@@ -163,6 +168,7 @@ RECIPES = (
         None,
         _student_scale,
         ("fast", "fast"),
+        swap=True,
     ),
     Recipe(
         "single",
@@ -180,6 +186,7 @@ RECIPES = (
         None,
         _student_scale,
         ("fast", "slow"),
+        swap=True,
     ),
     Recipe(
         "official",
@@ -194,13 +201,17 @@ RECIPES = (
 
 
 def build(setting: Setting) -> list[Arm]:
-    """The arms of an evaluation, in the order of `RECIPES`; controls without adapters are left out.
+    """The arms of an evaluation, in the order of `RECIPES`; controls and swaps that are not asked for are left out.
 
     Raises:
-        ValueError: If a control is unknown.
+        ValueError: If a control or a swap is unknown.
     """
-    controls = control_adapters(setting.controls)
-    return [_arm(recipe, setting) for recipe in RECIPES if not recipe.control or recipe.name in controls]
+    swaps = [recipe.name for recipe in RECIPES if recipe.swap]
+    for name in setting.swaps:
+        if name not in swaps:
+            raise ValueError(f"evaluation.swaps must be among {', '.join(swaps)}, got {name!r}")
+    asked = {*control_adapters(setting.controls), *setting.swaps}
+    return [_arm(recipe, setting) for recipe in RECIPES if recipe.name in asked or not (recipe.control or recipe.swap)]
 
 
 def control_adapters(controls: Sequence[str]) -> dict[str, tuple[str, str]]:

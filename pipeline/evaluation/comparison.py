@@ -58,6 +58,7 @@ class Comparison:
                 teacher.true_cfg_scale,
                 inputs.bundle.guidance.student_true_cfg_scale,
                 inputs.controls,
+                settings.swaps,
             )
         )
         self.draws = measure.draws(
