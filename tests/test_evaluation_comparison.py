@@ -84,7 +84,8 @@ def test_images_are_decoded_in_parts_as_they_are_at_once(compared, count):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "decode", lambda x, *given: sizes.append(len(x)) or decode(x, *given))
         made = sampler.decode(latents)
-    np.testing.assert_array_equal(made, decode(latents, sampler.height, sampler.width).numpy())
+    whole = decode(latents, sampler.height, sampler.width).numpy()
+    assert np.abs(made.astype(int) - whole).max() <= 1  # a kernel may round otherwise for another batch
     assert sum(sizes) == count and max(sizes) <= samples.DECODED_AT_ONCE
 
 

@@ -260,6 +260,7 @@ def workplace(folder: Path, recorded, **sections) -> Path:
     """A folder in which a training stage runs; `sections` change parameters."""
     (folder / "artifacts").mkdir(parents=True)
     (folder / artifacts.TRAJECTORIES).symlink_to(recorded.trajectories)
+    (folder / artifacts.ANCHORS).symlink_to(recorded.anchors)
     artifacts.write_json(folder / artifacts.PARTITION, recorded.partition.to_json())
     content = asdict(recorded.params)
     for section, changes in sections.items():
