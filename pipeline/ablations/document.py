@@ -23,7 +23,8 @@ the answers are typed. `glance ablate NAME` runs a question's experiments again 
 Retention is the checker score over the teacher's; PSNR, SSIM and `fd_scenes` (a Fréchet distance over features of our
 own, lower is better) are taken against the teacher's images of the same captions and seeds, diversity against the
 teacher's spread over seeds. [a, b] is a 95 % bootstrap interval over captions, (a to b) the smallest and the largest of
-several training seeds around their mean. Speed-ups are shown where the runs had the machine to themselves.
+several training seeds around their mean. Speed-ups are shown where the runs had the machine to themselves and timed
+each arm as often as `params.yaml` says.
 """
 
 TITLES = {recipe.name: recipe.title for recipe in RECIPES}
@@ -66,10 +67,10 @@ def section(grid: Grid, results: Sequence[Result]) -> str:
 def table(grid: Grid, rows: Cells) -> list[str]:
     """The lines of the table."""
     shown = [result for those in rows.values() for result in those]
-    alone = all(result.jobs == 1 for result in shown)
+    timed = all(result.jobs == 1 for result in shown) and "evaluation.latency_repeats" not in grid.touched
     columns = [
         key
-        for key in (*COLUMNS, *(SPEED if alone else ()))
+        for key in (*COLUMNS, *(SPEED if timed else ()))
         if any(result.metrics.get(key) is not None for result in shown)
     ]
     arms = ["arm"] if len(grid.arms) > 1 else []
