@@ -85,7 +85,8 @@ def test_images_are_decoded_in_parts_as_they_are_at_once(compared, count):
         patch.setattr(backbone, "decode", lambda x, *given: sizes.append(len(x)) or decode(x, *given))
         made = sampler.decode(latents)
     whole = decode(latents, sampler.height, sampler.width).numpy()
-    assert np.abs(made.astype(int) - whole).max() <= 1  # a kernel may round otherwise for another batch
+    rounding = 0 if count <= samples.DECODED_AT_ONCE else 1  # a kernel may round otherwise for another batch
+    assert np.abs(made.astype(int) - whole).max() <= rounding
     assert sum(sizes) == count and max(sizes) <= samples.DECODED_AT_ONCE
 
 
