@@ -31,6 +31,7 @@ BATCH = 64
 FIRST_SEED = 5000  # of the noise; neither the recordings' nor the evaluation's
 LOST_DB = 15.0  # below this an image shows another background or another layout, not a coarser picture of the same
 PERTURBATION_SEED = 3
+BASE_STEPS = (10, 12, 16, 20, 25)  # of the guided base, beside as many as the student has: what it takes to lose fewer
 
 
 class Paths:
@@ -128,7 +129,7 @@ def _errors(x: Tensor, wanted: Tensor) -> Tensor:
 
 def blame(paths: Paths, handoff: Tensor, end: Tensor) -> dict[str, Tensor]:
     """Latents at sigma = 0 of runs that differ in who took which phase."""
-    exact, steps = paths.teacher[:, paths.partition.slow.end], len(paths.partition.u)
+    exact = paths.teacher[:, paths.partition.slow.end]
     generator = torch.Generator().manual_seed(PERTURBATION_SEED)
     noise = torch.randn(exact.shape, generator=generator) * (handoff - exact).square().mean().sqrt()
     with paths.student() as follow:
@@ -138,7 +139,7 @@ def blame(paths: Paths, handoff: Tensor, end: Tensor) -> dict[str, Tensor]:
         "teacher to the handoff, then student": fast,
         "student to the handoff, then teacher": paths.finish(handoff),
         "teacher, with noise of the student's error at the handoff": paths.finish(exact + noise),
-        f"base, {steps} guided steps": paths.base(steps),
+        **{f"base, {n} guided steps": paths.base(n) for n in (len(paths.partition.u), *BASE_STEPS)},
     }
 
 

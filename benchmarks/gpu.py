@@ -26,10 +26,12 @@ from pipeline import adapters, artifacts, backbones, params, phases, training
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.guidance import forwards
+from pipeline.jobs import Job, Settings
 from pipeline.partition import Partition, compute
+from pipeline.recording import publish
 from pipeline.sampling import fixed_plan, sample_plan, two_phase_plan
 from pipeline.schedule import base_levels
-from pipeline.trajectories import NEGATIVE, Recording, Trajectories, publish, shard_name
+from pipeline.trajectories import NEGATIVE, Recording, Trajectories, shard_name
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -144,6 +146,7 @@ def write_cache(model: Model, backbone: Backbone, folder: Path, pixels: int) -> 
         negative_prompt="",
         dtype="bf16",
         quantization="none",
+        precision="fp32",
     )
     states = torch.randn(1, STEPS + 1, *backbone.latent_shape(pixels, pixels)).bfloat16()
     tensors = {"states": states, "seed": torch.zeros(1, dtype=torch.long), "prompt_index": torch.zeros(1, dtype=int)}
@@ -191,7 +194,7 @@ def partitions(backbone: Backbone, pixels: int) -> dict[int, Partition]:
 
 def train_seconds(backbone: Backbone, trajectories: Trajectories, partition: Partition, steps: int) -> float:
     """Median seconds of a train step of the slow adapter, gradient checkpointing on; the adapter is taken off again."""
-    settings = training.Settings(
+    settings = Settings(
         objective="trajectory",
         rank=RANK,
         alpha=RANK,
@@ -204,7 +207,7 @@ def train_seconds(backbone: Backbone, trajectories: Trajectories, partition: Par
         train_steps=steps + 1,
         seed=0,
     )
-    job = training.Job("slow", partition.slow.pairs, settings, 3.5, 1.0)
+    job = Job("slow", trajectories.pairs(partition.u)[: len(partition.slow.steps)], settings, 3.5, 1.0)
     backbone.transformer.enable_gradient_checkpointing()
     times, start = [], time.perf_counter()
     for _ in training.train(backbone, trajectories, job):

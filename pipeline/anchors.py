@@ -13,7 +13,8 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.params import Params
 from pipeline.partition import Partition
-from pipeline.trajectories import INDEX, Recording, Trajectories, load_prompts
+from pipeline.prompts import load_prompts
+from pipeline.trajectories import INDEX, Recording, Trajectories
 
 WORDS = (2, 9)  # fewest and most words of a random prompt
 
@@ -64,9 +65,3 @@ def write_none(folder: Path) -> None:
 def load(folder: str | Path = artifacts.ANCHORS) -> Trajectories | None:
     """The recorded anchors; None where there are none. Raises as `Trajectories` does."""
     return Trajectories(folder) if artifacts.read_json(Path(folder) / INDEX)["prompts"] else None
-
-
-def student_steps(partition: Partition, phase: str) -> tuple[tuple[int, int], ...]:
-    """(start, end) of a phase's steps in an anchor's own, which are the student's: k to k + 1."""
-    first = 0 if phase == "slow" else len(partition.slow.steps)
-    return tuple((k, k + 1) for k in range(first, first + len(partition.phases[phase].steps)))

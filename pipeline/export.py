@@ -22,11 +22,10 @@ from pipeline.backbones.base import Backbone, field, repeat
 from pipeline.guidance import forwards
 from pipeline.loras import Lora, pinned
 from pipeline.params import StudentParams, TeacherParams
-from pipeline.partition import Partition
+from pipeline.partition import PHASES, Partition
 from pipeline.sampling import PhasePlan, sample_plan
 
 FORMAT = 1
-PHASES = ("slow", "fast")
 MANIFEST = "glance.json"
 CARD = "README.md"
 

@@ -58,6 +58,8 @@ class TrajectoriesParams:
     seeds_per_prompt: int = _number(at_least=1)
     seed: int = _number(at_least=0)
     shard_size: int = _number(at_least=1)
+    stride: int = _number(at_least=1)
+    precision: str = _text(r"bf16|fp32", "be bf16 or fp32")
 
 
 @dataclass(frozen=True)
@@ -192,9 +194,12 @@ def from_dict(content: Any) -> Params:
     sections = get_type_hints(Params)
     _check_keys("params.yaml", sections, content)
     params = Params(**{name: _section(name, cls, content[name]) for name, cls in sections.items()})
-    chosen, steps = params.partition.slow_steps + params.partition.fast_steps, params.teacher.steps
-    if chosen > steps:
-        raise ValueError(f"partition.slow_steps + fast_steps must be at most teacher.steps = {steps}, got {chosen}")
+    steps, stride = params.teacher.steps, params.trajectories.stride
+    if steps % stride:
+        raise ValueError(f"trajectories.stride must divide teacher.steps = {steps}, got {stride}")
+    chosen, most = params.partition.slow_steps + params.partition.fast_steps, steps // stride
+    if chosen > most:
+        raise ValueError(f"partition.slow_steps + fast_steps must be at most the {most} recorded steps, got {chosen}")
     return params
 
 

@@ -6,11 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pipeline import flow
 from pipeline.params import Params, PartitionParams
-from pipeline.schedule import NUM_TRAIN_TIMESTEPS, Schedule, base_levels
+from pipeline.schedule import LEVEL_TOLERANCE, NUM_TRAIN_TIMESTEPS, Schedule, base_levels
 
-LEVEL_TOLERANCE = 1e-9  # 1 - i / N against a threshold typed with two digits
+PHASES = ("slow", "fast")
 
 
 @dataclass(frozen=True)
@@ -105,68 +107,70 @@ class Partition:
 
 
 Rule = Callable[[PartitionParams, int], tuple[list[int], list[int]]]
-"""(settings, teacher_steps) -> teacher steps at which the slow and the fast steps start."""
+"""(settings, steps) -> which of so many even steps of the teacher the slow and the fast steps start at."""
 
 
-def snr(settings: PartitionParams, teacher_steps: int) -> tuple[list[int], list[int]]:
-    """The handoff is the first teacher step with u <= threshold_u; each phase's steps lie evenly in its own part.
+def snr(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]]:
+    """The handoff is the first step with u <= threshold_u; each phase's steps lie evenly in its own part.
 
     The SNR is a monotone function of u, and unlike one in sigma this threshold means the same at every resolution.
 
     Raises:
         ValueError: The threshold leaves the fast phase without teacher steps.
     """
-    levels = base_levels(teacher_steps).tolist()
+    levels = base_levels(num_steps).tolist()
     below = [step for step, u in enumerate(levels) if u <= settings.threshold_u + LEVEL_TOLERANCE]
     if not below:
         raise ValueError(
             f"partition.threshold_u must be at least the last level {levels[-1]:g}, got {settings.threshold_u:g}"
         )
     handoff = below[0]
-    return _spread(0, handoff, settings.slow_steps), _spread(handoff, teacher_steps, settings.fast_steps)
+    return _spread(0, handoff, settings.slow_steps), _spread(handoff, num_steps, settings.fast_steps)
 
 
-def uniform(settings: PartitionParams, teacher_steps: int) -> tuple[list[int], list[int]]:
+def uniform(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]]:
     """All steps evenly over the teacher's; the slow phase owns the first slow_steps of them."""
-    steps = _spread(0, teacher_steps, settings.slow_steps + settings.fast_steps)
+    steps = _spread(0, num_steps, settings.slow_steps + settings.fast_steps)
     return steps[: settings.slow_steps], steps[settings.slow_steps :]
 
 
-def official(settings: PartitionParams, teacher_steps: int) -> tuple[list[int], list[int]]:
+def official(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]]:
     """The official Glance lists: slow evenly from u = 1 to .84, fast from .80 to 0, the last kept above 0.
 
     With 5 + 5 of 50 steps that is 0 2 4 6 8 | 10 20 30 40 49. arXiv 2512.02899.
     """
-    slow = _between(0, 0.16 * teacher_steps, settings.slow_steps)
-    fast = _between(0.20 * teacher_steps, teacher_steps, settings.fast_steps)
-    return slow, [min(step, teacher_steps - 1) for step in fast]
+    slow = _between(0, 0.16 * num_steps, settings.slow_steps)
+    fast = _between(0.20 * num_steps, num_steps, settings.fast_steps)
+    return slow, [min(step, num_steps - 1) for step in fast]
 
 
 RULES: dict[str, Rule] = {"snr": snr, "uniform": uniform, "official": official}
 
 
 def compute(params: Params, schedule: Schedule) -> Partition:
-    """The partition that params.partition asks for, on the noise levels of a teacher with this schedule.
+    """The partition that params.partition asks for, on the noise levels of a recording with this schedule.
 
     Where the schedule stretches the last level of a run to a terminal value, the student's last step starts where the
-    teacher's does: only so do both lie on the same levels, in stock pipelines too.
+    recording's does: only so do both lie on the same levels, in stock pipelines too.
 
     Raises:
-        ValueError: The rule is unknown, or its steps do not fit into the teacher's.
+        ValueError: The rule is unknown, or its steps do not fit into the recorded ones.
     """
-    settings, teacher_steps = params.partition, params.teacher.steps
+    settings, stride = params.partition, params.trajectories.stride
+    recorded = params.teacher.steps // stride
     if settings.rule not in RULES:
         raise ValueError(f"partition.rule must be one of {', '.join(RULES)}, got {settings.rule}")
-    slow, fast = RULES[settings.rule](settings, teacher_steps)
+    slow, fast = RULES[settings.rule](settings, recorded)
     if schedule.shift_terminal:
-        fast = _ending_with(fast, teacher_steps - 1)
-    _check(settings, slow, fast, teacher_steps)
+        fast = _ending_with(fast, recorded - 1)
+    _check(settings, slow, fast, recorded)
+    levels = base_levels(recorded)
     return Partition(
         rule=settings.rule,
-        teacher_steps=teacher_steps,
+        teacher_steps=params.teacher.steps,
         schedule=schedule,
-        slow=_phase("slow", slow, fast[0], teacher_steps, schedule),
-        fast=_phase("fast", fast, teacher_steps, teacher_steps, schedule),
+        slow=_phase("slow", slow, fast[0], levels, schedule, stride),
+        fast=_phase("fast", fast, recorded, levels, schedule, stride),
     )
 
 
@@ -188,14 +192,13 @@ def plot(partition: Partition, path: str | Path) -> None:
     figure.savefig(str(path), dpi=120, metadata={"Software": None})
 
 
-def _phase(name: str, steps: list[int], end: int, teacher_steps: int, schedule: Schedule) -> Phase:
-    levels = base_levels(teacher_steps)
-    teacher_sigmas = schedule.sigmas(levels)
-    sigmas = teacher_sigmas[[*steps, end]]
+def _phase(name: str, steps: list[int], end: int, levels: Tensor, schedule: Schedule, stride: int) -> Phase:
+    """A phase of recorded steps, each of them `stride` of the teacher's."""
+    sigmas = schedule.sigmas(levels)[[*steps, end]]
     return Phase(
         name=name,
-        steps=tuple(steps),
-        end=end,
+        steps=tuple(stride * step for step in steps),
+        end=stride * end,
         u=tuple(levels[steps].tolist()),
         sigmas=tuple(sigmas.tolist()),
         timesteps=tuple((NUM_TRAIN_TIMESTEPS * sigmas[:-1]).tolist()),
@@ -203,13 +206,13 @@ def _phase(name: str, steps: list[int], end: int, teacher_steps: int, schedule: 
     )
 
 
-def _check(settings: PartitionParams, slow: list[int], fast: list[int], teacher_steps: int) -> None:
-    """A phase with more steps than teacher steps to choose from has some of them twice."""
+def _check(settings: PartitionParams, slow: list[int], fast: list[int], recorded: int) -> None:
+    """A phase with more steps than recorded steps to choose from has some of them twice."""
     handoff = fast[0]
-    for name, steps, room in (("slow", slow, handoff), ("fast", fast, teacher_steps - handoff)):
+    for name, steps, room in (("slow", slow, handoff), ("fast", fast, recorded - handoff)):
         if any(later <= earlier for earlier, later in pairwise(steps)) or len(steps) > room:
             raise ValueError(
-                f"partition.{name}_steps must fit into the {room} teacher steps that rule {settings.rule} gives it, "
+                f"partition.{name}_steps must fit into the {room} recorded steps that rule {settings.rule} gives it, "
                 f"got {len(steps)}"
             )
     if slow[-1] >= handoff:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
 NUM_TRAIN_TIMESTEPS = 1000
+LEVEL_TOLERANCE = 1e-9  # 1 - i / N against a threshold typed with two digits
 
 
 def base_levels(num_steps: int) -> Tensor:

@@ -1,70 +1,26 @@
 """Trains one adapter, in a loop that goes on where it was killed."""
 
 import csv
-import hashlib
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline import adapters, backbones, flow, phases
-from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest, save_torch
-from pipeline.backbones.base import Backbone, Conditioning, concat, repeat
+from pipeline import adapters, artifacts, backbones, batches, phases, precision
+from pipeline.artifacts import atomic_file, save_torch
+from pipeline.backbones.base import Backbone, Conditioning, repeat
 from pipeline.guidance import Velocity, forwards
-from pipeline.objectives import OBJECTIVES, Objective, Sample
-from pipeline.params import Params, PhaseParams, TrainingParams
-from pipeline.trajectories import INDEX, Trajectories
+from pipeline.jobs import Job, Recorded, key
+from pipeline.objectives import OBJECTIVES
+from pipeline.params import Params
+from pipeline.progress import Progress
+from pipeline.trajectories import Trajectories
 
 CHECKPOINT = "checkpoint.pt"
-
-Step = tuple[int, int]
-"""A student step: the teacher's indices of its start and of its end."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an adapter is trained; the words are those of params.yaml."""
-
-    objective: str
-    rank: int
-    alpha: float
-    targets: str
-    batch: int
-    anchor_batch: int
-    precision: str
-    checkpoint_every: int
-    learning_rate: float
-    train_steps: int
-    seed: int
-
-    @classmethod
-    def of(cls, training: TrainingParams, phase: PhaseParams) -> "Settings":
-        """The shared settings with one phase's own."""
-        return cls(**asdict(training), **asdict(phase))
-
-
-@dataclass(frozen=True)
-class Job:
-    """One adapter to train: everything its bytes depend on, but for the teacher, the trajectories and the code."""
-
-    name: str
-    steps: tuple[Step, ...]
-    """The student steps that it serves, as a phase's `pairs`."""
-    settings: Settings
-    guidance_scale: float
-    true_cfg_scale: float
-    """The student's: above 1 its guided velocity is what is trained, at 1 the guidance is baked in."""
-    anchored: tuple[Step, ...] = ()
-    """The same student steps in the anchors' indices; () = no anchors."""
-    trajectories: int | None = None
-    """Train on the first so many trajectories; None = all."""
-
 
 @dataclass(frozen=True)
 class TrainStep:
@@ -121,17 +77,17 @@ def train(
     yield from history
 
     for train_step in range(len(history), settings.train_steps):
-        batch = _draw(trajectories, job, train_step, objective)
+        batch = batches.draw(trajectories, job, train_step, objective)
         if anchors is not None and job.anchored and objective.guided:
-            batch = _together(batch, _draw_anchors(anchors, job, train_step))
+            batch = batches.together(batch, batches.draw_anchors(anchors, job, train_step))
         x, target, sigma = (part.to(backbone.device) for part in (batch.x, batch.target, batch.sigma))
         learning_rate = settings.learning_rate * objective.rate(train_step / settings.train_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
         model = _with_adapter(backbone, job.name)
-        with _attention(backbone, settings.precision):  # around both: checkpointing runs the forward again
-            with _compute(backbone, settings.precision):
+        with precision.attention(backbone, settings.precision):  # around both: checkpointing runs the forward again
+            with precision.computing(backbone, settings.precision):
                 velocity = _student(backbone, model, batch.conditioning, negative, job, objective.guided, grid)
                 losses = (velocity(x, sigma).float() - target).square().flatten(1).mean(1)
             _check(losses.detach(), sigma, train_step, job.name)
@@ -172,76 +128,43 @@ def train_to(
     return history
 
 
+def to_artifact(
+    folder: Path, jobs: Mapping[str | None, Job], recorded: Recorded, params: Params, progress: Progress
+) -> None:
+    """Trains adapters into an artifact, whole, with their losses as history.csv; a killed run goes on where it was.
+
+    Args:
+        folder: The artifact; its name is that of the checkpoints.
+        jobs: By the folder in the artifact that each adapter goes to; None = the artifact itself.
+        recorded: What they are trained on.
+        params: All parameters.
+        progress: Opens a progress bar.
+
+    Raises:
+        ValueError: As `train` and `load_teacher` do.
+    """
+    keys = {name: key(job, artifacts.TRAJECTORIES, artifacts.ANCHORS) for name, job in jobs.items()}
+    checkpoints = {name: artifacts.checkpoint_dir(folder.name, key) for name, key in keys.items()}
+    backbone, histories = load_teacher(params), {}
+    with artifacts.atomic_dir(folder) as whole:
+        for name, job in jobs.items():
+            show = partial(progress, total=job.settings.train_steps, what=f"training {job.name}", unit="step")
+            histories[name] = train_to(
+                whole / (name or ""), backbone, recorded.trajectories, job, checkpoints[name], recorded.anchors, show
+            )
+        write_history(whole / "history.csv", histories)
+    for checkpoint in checkpoints.values():
+        shutil.rmtree(checkpoint)
+
+
 def write_history(path: Path, histories: dict[str | None, Sequence[TrainStep]]) -> None:
     """Writes losses as CSV: train_step, loss, learning_rate, and before them the arm unless its name is None."""
     rows = [({"arm": arm} if arm else {}) | asdict(record) for arm, history in histories.items() for record in history]
     columns = list(rows[0]) if rows else ["arm", "train_step", "loss", "learning_rate"]
-    with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as whole, whole.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def key(job: Job, *recordings: Path) -> str:
-    """Digest of what a job's bytes depend on: itself, what was recorded (its index names the teacher), the code."""
-    return digest_of([job, *(file_digest(Path(folder) / INDEX) for folder in recordings), code_digest()])
-
-
-def items(count: int, batch: int, seed: int, train_step: int, stream: str = "order") -> Tensor:
-    """The items of one batch, shape (batch,): all of `count` once, in a random order, before any comes again."""
-    positions = torch.arange(train_step * batch, (train_step + 1) * batch)
-    epochs = positions // count
-    drawn = [
-        torch.randperm(count, generator=generator(seed, stream, epoch))[positions[epochs == epoch] % count]
-        for epoch in epochs.unique().tolist()
-    ]
-    return torch.cat(drawn)
-
-
-def generator(seed: int, stream: str, index: int) -> torch.Generator:
-    """A CPU generator of its own for every seed, stream and index."""
-    digest = hashlib.sha256(f"{seed} {stream} {index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """B student steps as the model is asked for them, on the CPU in float32."""
-
-    x: Tensor
-    """Latents, shape (B, T, C)."""
-    target: Tensor
-    """Velocity, shape (B, T, C)."""
-    sigma: Tensor
-    """Shape (B,)."""
-    conditioning: Conditioning
-
-
-def _draw(trajectories: Trajectories, job: Job, train_step: int, objective: Objective) -> _Batch:
-    """(trajectory, student step) pairs."""
-    settings = job.settings
-    count = min(job.trajectories or len(trajectories), len(trajectories))
-    chosen = items(count * len(job.steps), settings.batch, settings.seed, train_step)
-    ids, steps = chosen % count, torch.tensor(job.steps)[chosen // count]
-    states = trajectories.states(ids, F.pad(steps, (0, 1), value=trajectories.steps)).float()
-    noise = torch.randn(states[:, 0].shape, generator=generator(settings.seed, "noise", train_step))
-    sample = Sample(*states.unbind(1), noise, *trajectories.sigmas[steps].float().unbind(1))
-    return _Batch(*objective.problem(sample), sample.sigma, trajectories.conditioning(ids))
-
-
-def _draw_anchors(anchors: Trajectories, job: Job, train_step: int) -> _Batch:
-    """(anchor, student step) pairs; from a state to the next one the velocity is the guided base's own."""
-    settings, count = job.settings, len(anchors)
-    chosen = items(count * len(job.anchored), settings.anchor_batch, settings.seed, train_step, "anchors")
-    ids, steps = chosen % count, torch.tensor(job.anchored)[chosen // count]
-    x, x_next = anchors.states(ids, steps).float().unbind(1)
-    sigma, sigma_next = anchors.sigmas[steps].float().unbind(1)
-    return _Batch(x, flow.secant(x, x_next, sigma, sigma_next), sigma, anchors.conditioning(ids))
-
-
-def _together(one: _Batch, other: _Batch) -> _Batch:
-    parts = (torch.cat([getattr(one, name), getattr(other, name)]) for name in ("x", "target", "sigma"))
-    return _Batch(*parts, concat(one.conditioning, other.conditioning))
 
 
 class _Model(nn.Module):
@@ -294,33 +217,6 @@ def _student(
         return on(conditioning)
     size = len(next(iter(conditioning.values())))
     return backbone.guide(on(conditioning), on(repeat(negative, size)), job.true_cfg_scale)
-
-
-def _attention(backbone: Backbone, precision: str) -> AbstractContextManager:
-    """In bfloat16 on a CPU, plain products: their backward is several times as fast as the fused kernel's."""
-    plain = precision == "bf16" and backbone.device.type == "cpu"
-    return sdpa_kernel([SDPBackend.MATH]) if plain else nullcontext()
-
-
-@contextmanager
-def _compute(backbone: Backbone, precision: str) -> Iterator[None]:
-    """The arithmetic of the forward: as the weights are, or bfloat16 where that is safe.
-
-    The embedders' outputs stay as wide as the weights: the residual stream is summed in them, and diffusers rounds
-    the timestep to their dtype (987 would become 988).
-    """
-    if precision == "fp32":
-        yield
-        return
-    with ExitStack() as stack:
-        for module in backbone.transformer.children():
-            if hasattr(module, "weight") and module.weight.ndim == 2:
-                hook = module.register_forward_hook(lambda module, args, y: y.to(module.weight.dtype))
-                stack.callback(hook.remove)
-        stack.enter_context(torch.autocast(backbone.device.type, torch.bfloat16))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # a slower norm, no error
-        yield
 
 
 def _check(losses: Tensor, sigma: Tensor, train_step: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The teacher's trajectories on disk: recorded shard by shard, read back lazily.
+"""The teacher's trajectories on disk: what a recording consists of, and its lazy reader.
 
     index.json                what was recorded, and the shards with their digests
     negative.safetensors      conditioning of the negative prompt, one row
@@ -8,9 +8,9 @@ A shard depends on the teacher, the recording and its own range of trajectories 
 can be made in any order or place, and a killed run goes on with those that it lacks.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,47 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import artifacts, backbones
-from pipeline.backbones import base
-from pipeline.backbones.base import Backbone, Conditioning
+from pipeline import artifacts
+from pipeline.backbones.base import Conditioning
 from pipeline.guidance import forwards
-from pipeline.loras import Lora, content
 from pipeline.params import Params
-from pipeline.progress import Progress
-from pipeline.sampling import euler_states
-from pipeline.scenes import captions
-from pipeline.schedule import Schedule, base_levels
+from pipeline.schedule import LEVEL_TOLERANCE, Schedule, base_levels
 
-VERSION = 2
+VERSION = 3
 INDEX = "index.json"
 NEGATIVE = "negative.safetensors"
-
-
-def load_prompts(prompts_file: str | None, count: int, split: str, seed: int, section: str) -> list[str]:
-    """The first `count` prompts of a text file (one a line, empty lines skipped), or captions of the scene grammar.
-
-    Args:
-        prompts_file: The file; None for the grammar.
-        count: How many.
-        split: The grammar's split: "train", "validation" or "evaluation".
-        seed: Of the grammar's draw.
-        section: The section of params.yaml that an error names.
-
-    Raises:
-        ValueError: The file is missing, has no prompt, or has fewer than `count`.
-    """
-    if prompts_file is None:
-        return captions.sample(split, count, seed)
-    try:
-        lines = Path(prompts_file).read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"{section}.prompts_file must be a text file, got {prompts_file}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{section}.prompts_file must hold a prompt a line, and {prompts_file} is empty")
-    if count > len(prompts):
-        raise ValueError(f"{section}.prompts must be at most {len(prompts)}, what {prompts_file} holds, got {count}")
-    return prompts[:count]
 
 
 @dataclass(frozen=True)
@@ -79,6 +47,7 @@ class Recording:
     negative_prompt: str
     dtype: str
     quantization: str
+    precision: str
 
     @classmethod
     def from_params(cls, params: Params, prompts: Sequence[str]) -> "Recording":
@@ -89,7 +58,7 @@ class Recording:
             seeds_per_prompt=settings.seeds_per_prompt,
             seed=settings.seed,
             shard_size=settings.shard_size,
-            levels=tuple(base_levels(teacher.steps).tolist()),
+            levels=tuple(base_levels(teacher.steps // settings.stride).tolist()),
             height=teacher.height,
             width=teacher.width,
             max_sequence_length=teacher.max_sequence_length,
@@ -98,6 +67,7 @@ class Recording:
             negative_prompt=teacher.negative_prompt,
             dtype=teacher.dtype,
             quantization=teacher.quantization,
+            precision=settings.precision,
         )
 
     def __len__(self) -> int:
@@ -133,123 +103,6 @@ class Recording:
 def shard_name(number: int) -> str:
     """The file of a shard."""
     return f"shard-{number:05d}.safetensors"
-
-
-def conditioning_name(number: int) -> str:
-    """The file in which the conditioning of a shard waits for its recording."""
-    return f"conditioning-{number:05d}.safetensors"
-
-
-def encode(backbone: Backbone, recording: Recording, scratch: Path) -> None:
-    """Writes into `scratch` the conditioning that it lacks, so that the text encoders can go before `record` begins.
-
-    Args:
-        backbone: With its text encoders.
-        recording: What will be recorded.
-        scratch: As for `record`.
-    """
-    if not (scratch / NEGATIVE).exists():
-        negative = backbone.encode([recording.negative_prompt], recording.max_sequence_length)
-        artifacts.save_safetensors(scratch / NEGATIVE, negative)
-    for number, (first, count) in enumerate(recording.ranges):
-        waiting = scratch / conditioning_name(number)
-        if not (scratch / shard_name(number)).exists() and not waiting.exists():
-            artifacts.save_safetensors(waiting, _conditioning(backbone, recording, first, count))
-
-
-def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[tuple[int, int]]:
-    """Writes into `scratch` the shards that it lacks, and yields (shard number, steps done) after each Euler step.
-
-    Args:
-        backbone: With its transformer.
-        recording: What to record.
-        scratch: Belongs to this teacher and recording alone, see recording_key; a file in it is a finished one. Holds
-            what `encode` wrote.
-
-    Raises:
-        ValueError: The teacher's latents stop being finite.
-    """
-    negative = load_file(scratch / NEGATIVE)
-    for number, (first, count) in enumerate(recording.ranges):
-        file = shard_name(number)
-        if (scratch / file).exists():
-            yield number, recording.steps
-            continue
-        waiting = load_file(scratch / conditioning_name(number))
-        conditioning = {name: tensor.clone() for name, tensor in waiting.items()}  # aligned, as an encoder gives them
-        states = []
-        for state in _states(backbone, recording, conditioning, negative, first, count):
-            if not torch.isfinite(state).all():
-                raise ValueError(f"trajectories: the teacher's latents are not finite at step {len(states)} of {file}")
-            states.append(state.cpu())
-            if len(states) > 1:
-                yield number, 1
-        tensors = {
-            "states": torch.stack(states, dim=1),
-            "seed": torch.arange(recording.seed + first, recording.seed + first + count),
-            "prompt_index": torch.tensor(recording.prompt_index(first, count)),
-            **{f"cond.{name}": tensor for name, tensor in conditioning.items()},
-        }
-        artifacts.save_safetensors(scratch / file, tensors)
-        (scratch / conditioning_name(number)).unlink()
-
-
-def cache(params: Params, plan: Callable[[Backbone], Recording], folder: Path, progress: Progress) -> None:
-    """Records into `folder`, whole; a killed run goes on from its last shard.
-
-    Args:
-        params: All parameters.
-        plan: What to record, of a teacher with its text encoders.
-        folder: An artifact; its name is that of the checkpoints.
-        progress: Opens a progress bar of `total`, `what` and `unit`.
-
-    Raises:
-        ValueError: As `backbones.load`, `plan` and `record` do.
-    """
-    teacher, device = params.teacher, params.runtime.device
-    how = teacher.dtype, teacher.quantization, teacher.loras
-    backbone = backbones.load(teacher.path, device, ("text",), *how)
-    recording, schedule = plan(backbone), backbone.schedule(teacher.height, teacher.width)
-    key = recording_key(recording, teacher.path, backbone.device, teacher.loras)
-    scratch = artifacts.checkpoint_dir(f"cache_{folder.name}", key)
-    encode(backbone, recording, scratch)
-    del backbone  # a large teacher's text encoders are gone before its transformer comes
-    backbone = backbones.load(teacher.path, device, ("transformer",), *how)
-    total = len(recording.ranges) * recording.steps
-    with progress(total=total, what=f"recording {len(recording)} {folder.name}", unit="step") as bar:
-        for number, steps in record(backbone, recording, scratch):
-            bar.set_postfix_str(recording.describe(number), refresh=False)
-            bar.update(steps)
-    publish(recording, schedule, backbones.digest(teacher.path, teacher.loras), scratch, folder)
-
-
-def recording_key(recording: Recording, teacher: str | Path, device: torch.device, loras: Sequence[Lora] = ()) -> str:
-    """Digest of all that the shards depend on: the recording, the teacher's files, the kind of device and the code."""
-    files = [artifacts.folder_digest(teacher), content(loras)]
-    return artifacts.digest_of([recording, files, torch.device(device).type, artifacts.code_digest()])
-
-
-def publish(recording: Recording, schedule: Schedule, teacher_digest: str, scratch: Path, folder: Path) -> None:
-    """Makes a finished recording in `scratch` the cache at `folder`, whole, and removes `scratch`."""
-    shards = [
-        {"file": shard_name(i), "digest": artifacts.file_digest(scratch / shard_name(i)), "first": first, "count": n}
-        for i, (first, n) in enumerate(recording.ranges)
-    ]
-    content = {
-        "version": VERSION,
-        "teacher": teacher_digest,
-        "schedule": asdict(schedule),
-        "sigmas": schedule.sigmas(recording.levels).tolist(),
-        "nfe": recording.nfe,
-        **asdict(recording),
-        "negative": {"file": NEGATIVE, "digest": artifacts.file_digest(scratch / NEGATIVE)},
-        "shards": shards,
-    }
-    with artifacts.atomic_dir(folder) as partial:
-        for entry in (content["negative"], *shards):
-            artifacts.link_or_copy(scratch / entry["file"], partial / entry["file"])
-        artifacts.write_json(partial / INDEX, content)
-    shutil.rmtree(scratch)
 
 
 class Trajectories:
@@ -301,12 +154,25 @@ class Trajectories:
         """The recorded number of Euler steps N; a trajectory has N + 1 states."""
         return self.recording.steps
 
+    def pairs(self, levels: Sequence[float]) -> tuple[tuple[int, int], ...]:
+        """(start, end) in recorded steps of a run that starts a step at each of `levels`, the last one ending at 0.
+
+        Raises:
+            ValueError: A level was not recorded.
+        """
+        recorded = torch.tensor(self.recording.levels, dtype=torch.float64)
+        gaps = (torch.tensor(levels, dtype=torch.float64)[:, None] - recorded).abs()
+        for level, gap in zip(levels, gaps.min(1).values.tolist(), strict=True):
+            if gap > LEVEL_TOLERANCE:
+                raise ValueError(f"trajectories: {self.folder} has no states at base level {level:g}; record them anew")
+        return tuple(pairwise([*gaps.argmin(1).tolist(), self.steps]))
+
     def states(self, ids: Sequence[int] | Tensor, steps: Sequence[int] | Tensor) -> Tensor:
         """States of trajectories at steps; state i lies at sigmas[i].
 
         Args:
             ids: Trajectories, length B.
-            steps: Teacher steps, length n: the same of each trajectory; or shape (B, n): its own of each.
+            steps: Recorded steps, length n: the same of each trajectory; or shape (B, n): its own of each.
 
         Returns:
             Shape (B, n, T, C).
@@ -359,26 +225,3 @@ class Trajectories:
             raise ValueError(f"trajectories: {file} is missing from {self.folder}; {mend}")
         if artifacts.file_digest(self.folder / file) != digest:
             raise ValueError(f"trajectories: {file} does not match its digest in {self.folder / INDEX}; {mend}")
-
-
-def _conditioning(backbone: Backbone, recording: Recording, first: int, count: int) -> Conditioning:
-    """Encodes each prompt of a range once."""
-    numbers = recording.prompt_index(first, count)
-    prompts = list(recording.prompts[numbers[0] : numbers[-1] + 1])
-    encoded = backbone.encode(prompts, recording.max_sequence_length)
-    return base.index(encoded, [number - numbers[0] for number in numbers])
-
-
-def _states(
-    backbone: Backbone, recording: Recording, conditioning: Conditioning, negative: Conditioning, first: int, count: int
-) -> Iterator[Tensor]:
-    """The teacher's states of one range, each (count, T, C)."""
-    height, width = recording.height, recording.width
-    grid = backbone.grid(height, width)
-    velocity = backbone.guide(
-        base.field(backbone, conditioning, recording.guidance_scale, grid),
-        base.field(backbone, base.repeat(negative, count), recording.guidance_scale, grid),
-        recording.true_cfg_scale,
-    )
-    x = backbone.noise(range(recording.seed + first, recording.seed + first + count), height, width)
-    return euler_states(velocity, x, backbone.schedule(height, width).sigmas(recording.levels))

@@ -1,6 +1,6 @@
 """Records the guided base in the student's few steps, for prompts that nobody labelled."""
 
-from pipeline import anchors, artifacts, trajectories
+from pipeline import anchors, artifacts, recording
 from pipeline.params import Params
 from pipeline.partition import Partition
 from stages import progress, stage_command
@@ -13,7 +13,7 @@ def main(params: Params) -> None:
         anchors.write_none(artifacts.ANCHORS)
         return
     partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
-    trajectories.cache(
+    recording.cache(
         params,
         lambda backbone: anchors.recording(params, partition, backbone.words()),
         artifacts.ANCHORS,

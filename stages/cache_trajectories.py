@@ -1,7 +1,8 @@
 """Records how the teacher moves from noise to image."""
 
-from pipeline import artifacts, trajectories
+from pipeline import artifacts, prompts, recording
 from pipeline.params import Params
+from pipeline.trajectories import Recording
 from stages import progress, stage_command
 
 
@@ -9,9 +10,8 @@ from stages import progress, stage_command
 def main(params: Params) -> None:
     """Runs the teacher on the training prompts; writes its states, the conditioning and an index."""
     settings = params.trajectories
-    prompts = trajectories.load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "trajectories")
-    recording = trajectories.Recording.from_params(params, prompts)
-    trajectories.cache(params, lambda backbone: recording, artifacts.TRAJECTORIES, progress)
+    texts = prompts.load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "trajectories")
+    recording.cache(params, lambda backbone: Recording.from_params(params, texts), artifacts.TRAJECTORIES, progress)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import adapters, artifacts, backbones, controls, export, params, partition
-from pipeline.evaluation.arms import Arm
+from pipeline import adapters, artifacts, backbones, export, params, partition
+from pipeline.evaluation.arms import Arm, control_adapters
 from pipeline.evaluation.samples import Shard
 from pipeline.params import Params
 from pipeline.scenes import captions, renderer
@@ -49,7 +49,8 @@ def make_artifacts(settings: Params) -> None:
     artifacts.write_json(artifacts.PARTITION, split.to_json())
     history = "train_step,loss,learning_rate\n" + "".join(f"{i},{1 / (i + 1)},0.001\n" for i in range(20))
     pair = {"slow": artifacts.TRAIN_SLOW, "fast": artifacts.TRAIN_FAST}
-    jobs = [job.name for job in controls.jobs(settings, split)]
+    controls = control_adapters(settings.train_controls.arms).values()
+    jobs = [name for names in controls for name in dict.fromkeys(names)]
     _adapters(backbone, settings, [*pair.items(), *((name, artifacts.TRAIN_CONTROLS / name) for name in jobs)])
     for folder in pair.values():
         (folder / "history.csv").write_text(history)

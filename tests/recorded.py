@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import anchors, backbones, params, trajectories
+from pipeline import anchors, backbones, jobs, params, prompts, recording
 from pipeline.backbones.base import Backbone
 from pipeline.params import Params
 from pipeline.partition import Partition, compute
+from pipeline.trajectories import Recording, Trajectories
 from tests.tiny import make_tiny_flux
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,10 @@ class Recorded:
         """A fresh backbone of the tiny teacher."""
         return backbones.load(self.teacher, "cpu", parts=parts)
 
+    def loaded(self) -> jobs.Recorded:
+        """As the trainings read them."""
+        return jobs.Recorded(self.partition, Trajectories(self.trajectories), Trajectories(self.anchors))
+
 
 def small_params(teacher: Path) -> Params:
     """The shipped parameters, cut to a teacher of 8 steps and a student of 2 + 2."""
@@ -33,7 +38,7 @@ def small_params(teacher: Path) -> Params:
     return replace(
         shipped,
         teacher=replace(shipped.teacher, path=str(teacher), steps=8),
-        trajectories=replace(shipped.trajectories, prompts=6, shard_size=4),
+        trajectories=replace(shipped.trajectories, prompts=6, shard_size=4, stride=1, precision="fp32"),
         anchors=replace(shipped.anchors, prompts=5),
         partition=replace(shipped.partition, rule="uniform", slow_steps=2, fast_steps=2),
         training=replace(shipped.training, rank=4, alpha=8.0, batch=8, anchor_batch=4, checkpoint_every=3),
@@ -48,18 +53,18 @@ def record_tiny(folder: Path) -> Recorded:
     make_tiny_flux(teacher)
     small = small_params(teacher)
     backbone = backbones.load(teacher, "cpu", parts=("text", "transformer"))
-    prompts = trajectories.load_prompts(None, small.trajectories.prompts, "train", 0, "trajectories")
+    texts = prompts.load_prompts(None, small.trajectories.prompts, "train", 0, "trajectories")
     schedule = backbone.schedule(small.teacher.height, small.teacher.width)
     partition = compute(small, schedule)
     recordings = {
-        "trajectories": trajectories.Recording.from_params(small, prompts),
+        "trajectories": Recording.from_params(small, texts),
         "anchors": anchors.recording(small, partition, backbone.words()),
     }
-    for name, recording in recordings.items():
+    for name, asked in recordings.items():
         scratch = folder / f"{name}-scratch"
         scratch.mkdir()
-        trajectories.encode(backbone, recording, scratch)
-        for _ in trajectories.record(backbone, recording, scratch):
+        recording.encode(backbone, asked, scratch)
+        for _ in recording.record(backbone, asked, scratch):
             pass
-        trajectories.publish(recording, schedule, backbones.digest(teacher), scratch, folder / name)
+        recording.publish(asked, schedule, backbones.digest(teacher), scratch, folder / name)
     return Recorded(teacher, folder / "trajectories", folder / "anchors", partition, small)

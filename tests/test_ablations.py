@@ -104,7 +104,7 @@ def test_a_shipped_grid_is_valid(name, defaults):
         (
             "variants",
             {"a": {"partition.slow_steps": 11}},
-            "variants.a: partition.slow_steps must fit into the 10",
+            "variants.a: partition.slow_steps must fit into the 5 recorded",
         ),
         ("variants", {"+": {"training.rank": 8}}, "variants must have a letter or a digit in each label, got '+'"),
         ("variants", {"a b": {"training.rank": 8}, "a+b": {"training.rank": 4}}, "got rank-a-b from a b and a+b"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import adapters, anchors, artifacts, backbones, controls, training
+from pipeline import adapters, anchors, artifacts, backbones, controls, jobs, training
 from pipeline.trajectories import Trajectories
 from tests.recorded import record_tiny
 from tests.tiny import make_tiny_qwen_image, make_tiny_z_image
@@ -21,9 +21,8 @@ def cache(recorded):
 
 
 def make_job(recorded, phase="fast", **changes):
-    settings = replace(training.Settings.of(recorded.params.training, recorded.params.train_slow), **changes)
-    steps = recorded.partition.phases[phase].pairs
-    return training.Job(phase, steps, settings, 3.5, 1.0, anchors.student_steps(recorded.partition, phase))
+    job = jobs.of_phase(recorded.params, recorded.loaded(), phase)
+    return replace(job, settings=replace(job.settings, **changes))
 
 
 def train(recorded, job, cache):
@@ -80,11 +79,11 @@ def test_an_anchor_is_the_guided_base_in_the_students_steps(recorded, cache):
 
 
 def test_both_phases_together_serve_every_step_once(recorded):
-    steps = [step for phase in ("slow", "fast") for step in anchors.student_steps(recorded.partition, phase)]
-    assert steps == [(k, k + 1) for k in range(len(recorded.partition.u))]
-    (single,) = controls.single(recorded.params, recorded.partition)
-    assert list(single.anchored) == steps
-    assert all(job.anchored == () for job in controls.official(recorded.params, recorded.partition))
+    steps = tuple(step for phase in ("slow", "fast") for step in recorded.loaded().steps(phase)[1])
+    assert steps == tuple((k, k + 1) for k in range(len(recorded.partition.u)))
+    (single,) = controls.single(recorded.params, recorded.loaded())
+    assert single.anchored == steps
+    assert all(job.anchored == () for job in controls.official(recorded.params, recorded.loaded()))
 
 
 def test_the_first_loss_is_the_mean_over_trajectories_and_anchors(recorded, cache):
@@ -114,9 +113,9 @@ def test_anchors_change_what_is_learnt_and_flow_matching_has_none(recorded, cach
 
 def test_other_anchors_are_another_checkpoint(recorded, tmp_path):
     job = make_job(recorded)
-    keys = {training.key(job, recorded.trajectories), training.key(job, recorded.trajectories, recorded.anchors)}
+    keys = {jobs.key(job, recorded.trajectories), jobs.key(job, recorded.trajectories, recorded.anchors)}
     artifacts.write_json(tmp_path / "index.json", {})
-    keys.add(training.key(job, recorded.trajectories, tmp_path))
+    keys.add(jobs.key(job, recorded.trajectories, tmp_path))
     assert len(keys) == 3
 
 

@@ -71,8 +71,10 @@ def test_the_errors_of_a_student_are_told_by_step_and_by_phase(project, tmp_path
     assert [row["phase"] for row in found["steps"]] == ["slow", "fast", "fast", "fast"]
     assert first["path_mse"] == pytest.approx(first["step_mse"]) and last["sigma"] == 0
     assert all(row["step_mse"] > 0 for row in found["steps"])
-    student, *_, perturbed, base = found["runs"]
-    assert perturbed["psnr"] > student["psnr"] and base["run"] == "base, 4 guided steps"
+    student, _, _, perturbed, *bases = found["runs"]
+    assert perturbed["psnr"] > student["psnr"]
+    assert [row["run"] for row in bases] == [f"base, {n} guided steps" for n in (4, *errors.BASE_STEPS)]
+    assert bases[-1]["psnr"] > bases[0]["psnr"]
     assert (tmp_path / "errors.md").read_text() == errors.page(found)
 
 

@@ -61,9 +61,11 @@ def test_exponents_without_a_dot_are_numbers_as_in_dvc(tmp_path):
         ("trajectories.prompts_file", 3, "trajectories.prompts_file must be a text or null, got 3"),
         ("training.precision", "fp8", "training.precision must be bf16 or fp32, got 'fp8'"),
         ("train_controls.arms", "single", "train_controls.arms must be a list of texts, got 'single'"),
+        ("trajectories.stride", 3, "trajectories.stride must divide teacher.steps = 50, got 3"),
+        ("trajectories.precision", "fp16", "trajectories.precision must be bf16 or fp32, got 'fp16'"),
         ("runtime.device", "tpu", "runtime.device must be auto, cpu or cuda, got 'tpu'"),
         ("register.name", "a/b", "register.name must be a name without / and :, got 'a/b'"),
-        ("partition.fast_steps", 48, "partition.slow_steps + fast_steps must be at most teacher.steps = 50, got 51"),
+        ("partition.fast_steps", 48, "partition.slow_steps + fast_steps must be at most the 25 recorded steps, got 51"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(content, key, value, message):

@@ -12,11 +12,13 @@ from pipeline.schedule import Schedule, base_levels
 FLUX_1024 = Schedule(mu=1.15)
 
 
-def params_with(teacher_steps=50, **changes):
-    """The shipped parameters with another partition."""
+def params_with(teacher_steps=50, stride=1, **changes):
+    """The shipped parameters with another recording and another partition."""
     params = parameters.load(Path(__file__).parent.parent / "params.yaml")
     teacher = replace(params.teacher, steps=teacher_steps)
-    return replace(params, teacher=teacher, partition=replace(params.partition, **changes))
+    trajectories = replace(params.trajectories, stride=stride)
+    partition = replace(params.partition, **changes)
+    return replace(params, teacher=teacher, trajectories=trajectories, partition=partition)
 
 
 @pytest.mark.parametrize(
@@ -88,18 +90,28 @@ def test_both_phases_are_one_path_on_the_teachers_levels(rule, teacher_steps):
     ("changes", "message"),
     [
         ({"rule": "golden"}, "partition.rule must be one of snr, uniform, official, got golden"),
-        ({"slow_steps": 11}, "partition.slow_steps must fit into the 10 teacher steps that rule snr gives it, got 11"),
-        ({"fast_steps": 41}, "partition.fast_steps must fit into the 40 teacher steps that rule snr gives it, got 41"),
-        ({"threshold_u": 1.0}, "partition.slow_steps must fit into the 0 teacher steps"),
+        ({"slow_steps": 11}, "partition.slow_steps must fit into the 10 recorded steps that rule snr gives it, got 11"),
+        ({"fast_steps": 41}, "partition.fast_steps must fit into the 40 recorded steps that rule snr gives it, got 41"),
+        ({"threshold_u": 1.0}, "partition.slow_steps must fit into the 0 recorded steps"),
         ({"threshold_u": 0.01}, "partition.threshold_u must be at least the last level 0.02, got 0.01"),
         ({"rule": "uniform", "slow_steps": 40, "fast_steps": 40}, "partition.slow_steps must fit into"),
-        ({"rule": "official", "slow_steps": 10}, "partition.slow_steps must fit into the 10 teacher steps that rule"),
+        ({"rule": "official", "slow_steps": 10}, "partition.slow_steps must fit into the 10 recorded steps that rule"),
         ({"rule": "official", "slow_steps": 2, "teacher_steps": 10}, r"slow steps \[0, 2\] must end before .* step 2"),
     ],
 )
 def test_a_split_that_collides_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         compute(params_with(**changes), FLUX_1024)
+
+
+@pytest.mark.parametrize("terminal", [None, 0.02])
+def test_a_stride_keeps_to_the_recorded_levels_and_names_the_teachers_steps(terminal):
+    schedule = Schedule(mu=0.7, shift_terminal=terminal)
+    partition = compute(params_with(stride=5, slow_steps=2, fast_steps=3), schedule)
+    alone = compute(params_with(teacher_steps=10, slow_steps=2, fast_steps=3), schedule)
+    assert (partition.u, partition.sigmas) == (alone.u, alone.sigmas)
+    assert partition.steps == tuple(5 * step for step in alone.steps) and partition.teacher_steps == 50
+    assert partition.slow.u == tuple(1 - step / 50 for step in partition.slow.steps)
 
 
 def test_json_round_trip_is_exact():

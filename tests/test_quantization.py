@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from pipeline import adapters, backbones, phases, training
+from pipeline import adapters, backbones, jobs, phases, training
 from pipeline.backbones import base, quantization
 from pipeline.backbones.quantization import PACKAGES
 from pipeline.trajectories import Trajectories
@@ -45,9 +45,9 @@ def test_eight_bits_a_weight_nearly_keep_the_velocity(recorded, kind):
 def test_an_adapter_trains_on_a_quantised_base_and_acts_there(recorded, tmp_path):
     backbone = load(recorded, "int8")
     bare = output(backbone, recorded)
-    settings = training.Settings.of(recorded.params.training, recorded.params.train_slow)
+    settings = jobs.Settings.of(recorded.params.training, recorded.params.train_slow)
     settings = replace(settings, train_steps=30, learning_rate=0.01)
-    job = training.Job("slow", recorded.partition.slow.pairs, settings, 3.5, 1.0)
+    job = jobs.Job("slow", recorded.partition.slow.pairs, settings, 3.5, 1.0)
     history = training.train_to(tmp_path, backbone, Trajectories(recorded.trajectories), job)
     assert sum(r.loss for r in history[-5:]) < 0.9 * sum(r.loss for r in history[:5])
     assert torch.equal(output(backbone, recorded), bare), "the base is as it was"

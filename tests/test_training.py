@@ -13,7 +13,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import adapters, artifacts, backbones, controls, phases, training
+from pipeline import adapters, artifacts, backbones, batches, controls, jobs, phases, training
 from pipeline.backbones.base import index, repeat
 from pipeline.objectives import OBJECTIVES
 from pipeline.trajectories import Trajectories
@@ -31,9 +31,9 @@ def trajectories(recorded):
 
 
 def make_job(recorded, phase="slow", true_cfg_scale=1.0, **changes):
-    settings = training.Settings.of(recorded.params.training, recorded.params.train_slow)
+    settings = jobs.Settings.of(recorded.params.training, recorded.params.train_slow)
     steps = recorded.partition.phases[phase].pairs
-    return training.Job(phase, steps, replace(settings, **changes), 3.5, true_cfg_scale)
+    return jobs.Job(phase, steps, replace(settings, **changes), 3.5, true_cfg_scale)
 
 
 def run(recorded, trajectories, job, checkpoint=None, stop=None):
@@ -49,11 +49,11 @@ def run(recorded, trajectories, job, checkpoint=None, stop=None):
 
 @pytest.mark.parametrize("count, batch", [(12, 4), (5, 3), (2, 7)])
 def test_every_item_comes_once_before_any_comes_again(count, batch):
-    drawn = torch.cat([training.items(count, batch, seed=3, train_step=i) for i in range(3 * count)])
+    drawn = torch.cat([batches.items(count, batch, seed=3, train_step=i) for i in range(3 * count)])
     epochs = drawn[: len(drawn) // count * count].view(-1, count)
     assert torch.equal(epochs.sort(dim=1).values, torch.arange(count).expand_as(epochs))
     assert torch.unique(epochs, dim=0).shape[0] > 1
-    assert not torch.equal(drawn, torch.cat([training.items(count, batch, 4, i) for i in range(3 * count)]))
+    assert not torch.equal(drawn, torch.cat([batches.items(count, batch, 4, i) for i in range(3 * count)]))
 
 
 @pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
@@ -109,15 +109,15 @@ def test_a_resumed_run_does_not_repeat_what_its_checkpoint_has(recorded, traject
     job = make_job(recorded)
     run(recorded, trajectories, job, tmp_path, stop=7)
     steps = []
-    draw = training._draw
-    monkeypatch.setattr(training, "_draw", lambda *args: steps.append(args[2]) or draw(*args))
+    draw = batches.draw
+    monkeypatch.setattr(batches, "draw", lambda *args: steps.append(args[2]) or draw(*args))
     run(recorded, trajectories, job, tmp_path)
     assert steps == [6, 7]
 
 
 def test_another_job_input_or_code_has_another_key(recorded, tmp_path, monkeypatch):
     job = make_job(recorded)
-    keys = {training.key(job, recorded.trajectories)}
+    keys = {jobs.key(job, recorded.trajectories)}
     changed = [
         make_job(recorded, seed=99),
         make_job(recorded, "fast"),
@@ -125,11 +125,11 @@ def test_another_job_input_or_code_has_another_key(recorded, tmp_path, monkeypat
         replace(job, trajectories=1),
         replace(job, name="other"),
     ]
-    keys |= {training.key(other, recorded.trajectories) for other in changed}
+    keys |= {jobs.key(other, recorded.trajectories) for other in changed}
     (tmp_path / "index.json").write_text("{}")
-    keys.add(training.key(job, tmp_path))
-    monkeypatch.setattr(training, "code_digest", lambda: "other code")
-    keys.add(training.key(job, recorded.trajectories))
+    keys.add(jobs.key(job, tmp_path))
+    monkeypatch.setattr(jobs, "code_digest", lambda: "other code")
+    keys.add(jobs.key(job, recorded.trajectories))
     assert len(keys) == 3 + len(changed)
 
 
@@ -240,7 +240,7 @@ def test_the_controls_have_the_budgets_that_their_names_promise(recorded):
     rates = {"train_slow": 1e-3, "train_fast": 3e-3}
     phases = {name: replace(getattr(recorded.params, name), learning_rate=rate) for name, rate in rates.items()}
     params = replace(recorded.params, **phases)
-    single, slow, fast = controls.jobs(params, recorded.partition)
+    single, slow, fast = controls.jobs(params, recorded.loaded())
     assert [job.name for job in (single, slow, fast)] == ["single", "official_slow", "official_fast"]
     assert single.steps == recorded.partition.slow.pairs + recorded.partition.fast.pairs
     assert (single.settings.train_steps, single.settings.learning_rate) == (16, pytest.approx(2e-3))
@@ -250,10 +250,10 @@ def test_the_controls_have_the_budgets_that_their_names_promise(recorded):
 
 def test_no_controls_and_unknown_controls(recorded):
     none = replace(recorded.params, train_controls=replace(recorded.params.train_controls, arms=()))
-    assert controls.jobs(none, recorded.partition) == []
+    assert controls.jobs(none, recorded.loaded()) == []
     odd = replace(recorded.params, train_controls=replace(recorded.params.train_controls, arms=("double",)))
     with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'double'"):
-        controls.jobs(odd, recorded.partition)
+        controls.jobs(odd, recorded.loaded())
 
 
 def workplace(folder: Path, recorded, **sections) -> Path:

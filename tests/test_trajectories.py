@@ -9,19 +9,11 @@ from diffusers import FluxPipeline
 
 from pipeline import artifacts, backbones, flow
 from pipeline.backbones import base
+from pipeline.prompts import load_prompts
+from pipeline.recording import conditioning_name, encode, publish, record, recording_key
 from pipeline.scenes import captions
 from pipeline.schedule import base_levels
-from pipeline.trajectories import (
-    Recording,
-    Trajectories,
-    conditioning_name,
-    encode,
-    load_prompts,
-    publish,
-    record,
-    recording_key,
-    shard_name,
-)
+from pipeline.trajectories import Recording, Trajectories, shard_name
 from tests.test_partition import params_with
 from tests.tiny import make_tiny_flux
 
@@ -39,6 +31,7 @@ RECORDING = Recording(
     negative_prompt="",
     dtype="fp32",
     quantization="none",
+    precision="fp32",
 )
 
 
@@ -139,6 +132,20 @@ def test_states_can_be_picked_per_trajectory_in_any_order(folder):
     ids, steps = torch.tensor([5, 0, 4, 0]), torch.tensor([[0, 5], [1, 2], [3, 3], [5, 0]])
     assert torch.equal(cache.states(ids, steps), every[ids[:, None], steps])
     assert torch.equal(cache.states([3, 3], [2]), every[[3, 3]][:, [2]])
+
+
+def test_a_students_steps_are_found_by_their_levels(folder):
+    cache = Trajectories(folder)
+    assert cache.pairs([1.0, 0.6]) == ((0, 2), (2, 5)) and cache.pairs([1 - 4 / 5]) == ((4, 5),)
+    with pytest.raises(ValueError, match="has no states at base level 0.5; record them anew"):
+        cache.pairs([1.0, 0.5])
+
+
+def test_bfloat16_computes_nearly_the_same_states_and_keeps_them_wide(backbone, folder, tmp_path):
+    make_cache(backbone, tmp_path / "bf16", replace(RECORDING, precision="bf16"))
+    exact, rounded = (Trajectories(path).states(range(6), [5]) for path in (folder, tmp_path / "bf16"))
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    assert relative_error(rounded, exact) < 0.02
 
 
 @pytest.mark.parametrize("ids", [[6], [-1], []])
@@ -255,7 +262,7 @@ def test_a_shard_that_is_no_safetensors_file_is_named_when_read(folder):
 def test_an_index_of_another_kind_is_refused(folder):
     content = artifacts.read_json(folder / "index.json")
     (folder / "index.json").write_text(json.dumps(content | {"version": 1}))
-    with pytest.raises(ValueError, match="trajectories: version must be 2, got 1"):
+    with pytest.raises(ValueError, match="trajectories: version must be 3, got 1"):
         Trajectories(folder)
     del content["shards"]
     (folder / "index.json").write_text(json.dumps(content))
@@ -270,6 +277,9 @@ def test_from_params_takes_the_teachers_and_the_recordings_settings():
     params = params_with(teacher_steps=20)
     recording = Recording.from_params(params, ["a star"])
     assert recording.prompts == ("a star",) and recording.steps == 20
+    strided = replace(params, trajectories=replace(params.trajectories, stride=4, precision="bf16"))
+    assert Recording.from_params(strided, ["a star"]).levels == tuple(base_levels(5).tolist())
+    assert Recording.from_params(strided, ["a star"]).precision == "bf16"
     assert recording.shard_size == params.trajectories.shard_size
     assert recording.true_cfg_scale == params.teacher.true_cfg_scale
 

@@ -43,9 +43,19 @@ class FluxBackbone(StockBackbone):
     @torch.no_grad()
     def encode(self, prompts: list[str], max_sequence_length: int) -> Conditioning:
         """T5 states "prompt_embeds" (B, L, D) and the CLIP vector "pooled_prompt_embeds" (B, P), on the CPU."""
-        embeds, pooled, _ = self.part("text").encode_prompt(
-            prompt=list(prompts), prompt_2=None, device=self.device, max_sequence_length=max_sequence_length
+        pipe = self.part("text")
+        lengths = pipe.tokenizer_max_length, max_sequence_length
+        clip, t5 = (
+            tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            for tokenizer, length in zip((pipe.tokenizer, pipe.tokenizer_2), lengths, strict=True)
         )
+        if any(tokens.attention_mask[:, -1].any() for tokens in (clip, t5)):  # full: the stock call warns of a cut
+            embeds, pooled, _ = pipe.encode_prompt(
+                prompt=list(prompts), prompt_2=None, device=self.device, max_sequence_length=max_sequence_length
+            )
+        else:  # what the stock call does, without its second tokenising, half of its time beside small encoders
+            pooled = pipe.text_encoder(clip.input_ids.to(self.device)).pooler_output
+            embeds = pipe.text_encoder_2(t5.input_ids.to(self.device))[0]
         return {"prompt_embeds": embeds.cpu(), "pooled_prompt_embeds": pooled.cpu()}
 
     def stock_guidance(self, true_cfg_scale: float, guidance_scale: float, negative_prompt: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.measure import Judge
+from pipeline.prompts import load_prompts
 from pipeline.scenes import captions, checker, renderer
-from pipeline.trajectories import load_prompts
 
 
 @dataclass(frozen=True)
