@@ -25,12 +25,14 @@ from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms, frechet, latency, metrics, prompts
 from pipeline.evaluation.samples import Sampler
 from pipeline.evaluation.weights import ArmWeights
+from pipeline.jobs import Job, Settings
 from pipeline.params import Params
 from pipeline.partition import compute
+from pipeline.recording import encode, publish, record
 from pipeline.sampling import two_phase_plan
 from pipeline.scenes import captions
 from pipeline.schedule import base_levels
-from pipeline.trajectories import Recording, Trajectories, encode, publish, record
+from pipeline.trajectories import Recording, Trajectories
 
 PIXELS = (32, 64, 96, 128)
 SHORT_STEPS = 10
@@ -89,7 +91,7 @@ class Bench:
     def recording(self) -> tuple[list[dict], dict[int, Path]]:
         """The rows, those of many prompts first: the peak of memory never falls; and a cache of each resolution."""
         rows, caches, some = [], {}, self.shard
-        full = 2 * SHORT_STEPS if self.quick else self.shipped.teacher.steps
+        full = 2 * SHORT_STEPS if self.quick else Recording.from_params(self.shipped, ()).steps
         self.recorded(8, 1, 2, self.shipped.teacher.height)  # a warm-up
         settings = [(some * many, seeds, SHORT_STEPS) for many, seeds in ((1, 1), (4, 1), (2, 1), (1, 2), (1, 4))]
         for texts, seeds, steps in [*settings, (some, 1, full // 2), (some, 1, full)]:
@@ -102,9 +104,9 @@ class Bench:
 
     def trained(self, cache: Path, batch: int, steps: int, pixels: int) -> list[dict]:
         """Trains as `train_slow` does; a row of all steps after the first, and one of the first half of these."""
-        settings = training.Settings.of(self.shipped.training, self.shipped.train_slow)
+        settings = Settings.of(self.shipped.training, self.shipped.train_slow)
         settings = replace(settings, batch=batch, train_steps=steps + 1, checkpoint_every=10**6)
-        job = training.Job("slow", ((0, 1), (1, 2), (2, 3)), settings, GUIDANCE, self.shipped.student.true_cfg_scale)
+        job = Job("slow", ((0, 1), (1, 2), (2, 3)), settings, GUIDANCE, self.shipped.student.true_cfg_scale)
         times = []
         for _ in training.train(self.backbone, Trajectories(cache, verify=False), job):
             times.append(self.clock())

@@ -20,6 +20,7 @@ from pipeline.guidance import forwards
 from pipeline.params import Params
 from pipeline.partition import compute
 from pipeline.sampling import two_phase_plan
+from pipeline.trajectories import Recording
 
 GUIDANCE = 3.5
 
@@ -88,7 +89,7 @@ def published(name: str) -> Backbone:
 
 
 def work(backbone: Backbone, asked: Params) -> dict[str, int]:
-    """Forwards of a teacher's and a student's image, and of one evaluation with its images and its timing."""
+    """Forwards of a trajectory as recorded, of a teacher's and a student's image, of an evaluation and its timing."""
     teacher, settings = asked.teacher, asked.evaluation
     schedule = backbone.schedule(teacher.height, teacher.width)
     compared = arms.build(
@@ -105,8 +106,9 @@ def work(backbone: Backbone, asked: Params) -> dict[str, int]:
     nfe = {arm.name: arm.nfe for arm in compared}
     works = {arm.workload: arm.nfe for arm in compared}  # arms of equal work are timed once
     images = settings.prompts + min(settings.diversity_prompts, settings.prompts) * settings.diversity_seeds
-    timed = (1 + settings.latency_repeats) * sum(batch for batch in LATENCY_BATCHES if batch <= settings.batch)
+    timed = 2 * settings.latency_repeats * sum(batch for batch in LATENCY_BATCHES if batch <= settings.batch)
     return {
+        "recorded": Recording.from_params(asked, ()).nfe,
         "teacher": nfe[arms.REFERENCE],
         "student": nfe[arms.PRODUCT],
         "images": len(nfe) * images + len(works) * timed,

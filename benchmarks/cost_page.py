@@ -12,6 +12,8 @@ UTILISATION = 0.4
 PAPER = (1, 120)
 """Prompts, and train steps of both phases; arXiv 2512.02899."""
 MANY_PROMPTS = 100
+LINES = {"recording": "recording", "images": "images", "training": "train step"}
+"""Points that share a line, and what it is called."""
 HEAD = """\
 # What a distillation costs
 
@@ -20,14 +22,14 @@ call one batch. Tokens are those of the image; the text adds {text}.
 """
 BREAK_EVEN = """\
 Images to break even = seconds spent / (seconds of a teacher's image - seconds of a student's). Spent are: recording
-{trajectories} trajectories, {recording:.0f} s; {train_steps} train steps of batch {batch}, {training:.0f} s; together
-{distillation:.0f} s. An evaluation of {images} images takes {evaluation:.0f} s more: {forwards} forwards at the
-recording's seconds each, and around each image encoding, decoding, checking and comparing. Training the
-controls is not counted."""
+{trajectories} trajectories of {recorded} forwards, {recording:.0f} s; {train_steps} train steps of batch {batch},
+{training:.0f} s; together {distillation:.0f} s. An evaluation of {images} images takes {evaluation:.0f} s more:
+{forwards} forwards, as fast as in the teacher's images of the largest batch timed, and around each image
+encoding, decoding, checking and comparing. Training the controls is not counted."""
 FIT = """\
 seconds = overhead x calls + FLOPs / rate, by least squares of the relative errors. FLOPs are those of all linear layers
 for the tokens that each of them sees, and 4 T^2 width in each block for T tokens; a train step takes three times a
-forward's. Recordings and images make the line of inference."""
+forward's. Recordings, images and train steps have a line each: the precision that they compute in may differ."""
 LARGE = """\
 Not measured: FLOPs of the published configurations at 1024 x 1024 over an assumed {utilisation:.0%} of the peak that
 the makers state ({peaks} TFLOP/s, bfloat16). Counted is the transformer alone, batch 1; the base is frozen and
@@ -38,7 +40,7 @@ preset's. Break-even does not depend on the utilisation, as long as training rea
 
 def page(figures: Mapping) -> str:
     """The whole page."""
-    inference, step = fits(figures)
+    fitted = fits(figures)
     lines = [HEAD.format(text=figures["text_tokens"])]
     where = f"Measured on {figures['machine']}, in {figures['seconds']:.0f} s."
     lines += [where + (" A quick run: few and short measurements." if figures["quick"] else ""), ""]
@@ -58,8 +60,8 @@ def page(figures: Mapping) -> str:
     lines += table(
         ("", "points", "overhead, ms a call", "rate, GFLOP/s", "worst residual"),
         [
-            (name, len(of.residuals), f"{1e3 * of.overhead:.2f}", f"{of.rate / 1e9:.1f}", f"{of.worst:.0%}")
-            for name, of in (("inference", inference), ("train step", step))
+            (LINES[name], len(of.residuals), f"{1e3 * of.overhead:.2f}", f"{of.rate / 1e9:.1f}", f"{of.worst:.0%}")
+            for name, of in fitted.items()
         ],
     )
     lines += ["", "## Recording", "", linear(figures["recording"]), ""]
@@ -69,7 +71,7 @@ def page(figures: Mapping) -> str:
         [
             (*(row[key] for key in own), f"{row['encode_s']:.2f}", f"{row['seconds']:.2f}")
             + (f"{1e3 * row['seconds'] / row['forwards']:.2f}", f"{residual:+.0%}")
-            for row, residual in zip(figures["recording"], inference.residuals, strict=False)
+            for row, residual in zip(figures["recording"], fitted["recording"].residuals, strict=True)
         ],
     )
     lines += ["", "## Training", "", "After a step that is not counted.", ""]
@@ -78,7 +80,7 @@ def page(figures: Mapping) -> str:
         [
             (row["batch"], row["tokens"], row["train_steps"], f"{row['seconds']:.2f}")
             + (f"{1e3 * row['seconds'] / row['train_steps']:.0f}", f"{residual:+.0%}")
-            for row, residual in zip(figures["training"], step.residuals, strict=True)
+            for row, residual in zip(figures["training"], fitted["training"].residuals, strict=True)
         ],
     )
     around = figures["around"]
@@ -89,7 +91,7 @@ def page(figures: Mapping) -> str:
         [
             (row["arm"], row["nfe"], row["batch"], row["tokens"], f"{row['seconds']:.3f}", f"{row['total_s']:.3f}")
             + (f"{residual:+.0%}",)
-            for row, residual in zip(figures["images"], inference.residuals[len(figures["recording"]) :], strict=True)
+            for row, residual in zip(figures["images"], fitted["images"].residuals, strict=True)
         ],
     )
     peaks = ", ".join(f"{name} {peak / 1e12:.0f}" for name, peak in PEAKS.items())
@@ -106,9 +108,9 @@ def page(figures: Mapping) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fits(figures: Mapping) -> tuple[Fit, Fit]:
-    """Of inference, recordings first, and of train steps."""
-    return fit([*figures["recording"], *figures["images"]]), fit(figures["training"])
+def fits(figures: Mapping) -> dict[str, Fit]:
+    """Each of LINES through its own points."""
+    return {name: fit(figures[name]) for name in LINES}
 
 
 def costs(figures: Mapping) -> dict[str, float]:
@@ -121,9 +123,11 @@ def costs(figures: Mapping) -> dict[str, float]:
 
     row = longest(figures["recording"], "steps", pixels=shipped["pixels"])
     step = longest(figures["training"], "train_steps", pixels=shipped["pixels"], batch=shipped["batch"])
-    forward = row["seconds"] / row["forwards"]
-    recording = shipped["trajectories"] * (shipped["teacher"] * forward + row["encode_s"] / row["trajectories"])
+    image = longest(figures["images"], "flops", pixels=shipped["pixels"])
+    trajectory = shipped["recorded"] * row["seconds"] / row["forwards"] + row["encode_s"] / row["trajectories"]
+    recording = shipped["trajectories"] * trajectory
     training = shipped["train_steps"] * step["seconds"] / step["train_steps"]
+    forward = image["seconds"] / (image["nfe"] * image["batch"])  # a recording's may be of another precision
     evaluation = shipped["evaluation"] * forward + shipped["images"] * sum(figures["around"].values())
     parts = {"recording": recording, "training": training, "evaluation": evaluation}
     return parts | {"distillation": recording + training}
@@ -162,7 +166,7 @@ def predictions(name: str, model: Mapping) -> list[tuple]:
     title = f"{name}, {model['parameters'] / 1e9:.1f} B, {model['forward'] / 1e12:.0f} TFLOP a forward"
     rows = []
     for recipe, (prompts, train_steps) in recipes.items():
-        recording = prompts * model["teacher"]
+        recording = prompts * model["recorded"]
         training = train_steps * model["train_forwards"] * model["train_step"] / model["forward"]
         spent = recording, training, model["evaluation"]
         images = [
@@ -187,18 +191,12 @@ def draw(figures: Mapping, path: Path) -> None:
     """Measured over fitted seconds, as PNG: the same figures give the same bytes."""
     from matplotlib.figure import Figure  # takes a second, and only this function needs it
 
-    inference, step = fits(figures)
-    lots = {
-        "recording": (figures["recording"], inference.residuals, "o"),
-        "images": (figures["images"], inference.residuals[len(figures["recording"]) :], "s"),
-        "train steps": (figures["training"], step.residuals, "^"),
-    }
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, (rows, residuals, marker) in lots.items():
-        measured = [row["seconds"] for row in rows]
-        fitted = [s / (1 + residual) for s, residual in zip(measured, residuals, strict=False)]
-        axes.loglog(fitted, measured, marker, label=name, markersize=5, alpha=0.8)
+    for (name, of), marker in zip(fits(figures).items(), "os^", strict=True):
+        measured = [row["seconds"] for row in figures[name]]
+        expected = [s / (1 + residual) for s, residual in zip(measured, of.residuals, strict=True)]
+        axes.loglog(expected, measured, marker, label=LINES[name], markersize=5, alpha=0.8)
     ends = axes.get_xlim()
     axes.loglog(ends, ends, color="0.6", linewidth=1)
     axes.set(xlabel="seconds by the fit", ylabel="seconds measured")

@@ -14,7 +14,7 @@ class Work:
     """A way from prompts to images, in the three parts that are timed.
 
     Attributes:
-        prepare: Untimed; called before each timing, such as to put the arm's weights in place.
+        prepare: Untimed; called once in each round, such as to put the arm's weights in place.
         encode: Repeat index to the text conditioning.
         loop: Conditioning to latents, the denoising steps alone.
         decode: Latents to images.
@@ -40,11 +40,14 @@ def measure(
     clock: Callable[[], float],
     on_repeat: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
-    """Times every work `repeats` times after one untimed round, each round starting with another.
+    """Times every work `repeats` times, each time right after an untimed run of the same work.
+
+    So the times are those of an image in a series, not of the first one after another arm's: what an arm takes anew is
+    in no cache, and would weigh more the fewer forwards there are.
 
     Args:
         works: By name.
-        repeats: Timed rounds, at least 1.
+        repeats: Rounds, at least 1; each starts with another work.
         clock: Seconds, after waiting for the device to finish what it was given.
         on_repeat: Called after each round.
 
@@ -56,23 +59,25 @@ def measure(
     names = list(works)
     loop_s = {name: np.empty(repeats) for name in names}
     total_s = {name: np.empty(repeats) for name in names}
-    for repeat in range(-1, repeats):
-        first = max(repeat, 0) % len(names)
+    for repeat in range(repeats):
+        first = repeat % len(names)
         for name in names[first:] + names[:first]:
-            work = works[name]
-            work.prepare()
-            start = clock()
-            conditioning = work.encode(max(repeat, 0))
-            encoded = clock()
-            latents = work.loop(conditioning)
-            denoised = clock()
-            work.decode(latents)
-            end = clock()
-            if repeat >= 0:
-                loop_s[name][repeat] = denoised - encoded
-                total_s[name][repeat] = end - start
+            works[name].prepare()
+            for _ in ("untimed", "timed"):
+                loop_s[name][repeat], total_s[name][repeat] = _run(works[name], repeat, clock)
         on_repeat()
     return {name: Latency(_median_ms(loop_s[name]), _median_ms(total_s[name])) for name in names}
+
+
+def _run(work: Work, repeat: int, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of the loop, and from prompts to images."""
+    start = clock()
+    conditioning = work.encode(repeat)
+    encoded = clock()
+    latents = work.loop(conditioning)
+    denoised = clock()
+    work.decode(latents)
+    return denoised - encoded, clock() - start
 
 
 def _median_ms(seconds: np.ndarray) -> float:

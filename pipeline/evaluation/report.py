@@ -239,7 +239,8 @@ def _speed(content: Content) -> str:
     timed_as = metrics["timed_as"].items()
     shared = "".join(f" {titles[arm]}: timed as {titles[other]}, whose work it does." for arm, other in timed_as)
     note = _note(
-        f"Medians over {metrics['latency_repeats']} timings, interleaved in one run on {metrics['device']}."
+        f"Medians over {metrics['latency_repeats']} timings, each right after an untimed one of the same arm; the arms"
+        f" take turns in one run on {metrics['device']}."
         " End to end is text encoding, denoising loop and decoding; loop is the denoising alone. Adapters are"
         " fused into the weights. A guided step is two forwards, one after the other, as in the stock pipeline."
         f" Times are for a whole batch.{shared}"

@@ -40,7 +40,7 @@ def evaluate(params: Params, source: Source, folder: Path, progress: Progress) -
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    rounds = len(one.batches) * (1 + settings.latency_repeats)
+    rounds = len(one.batches) * settings.latency_repeats
     with progress(total=rounds, what="timing the arms", unit="round") as bar:
         latencies = one.time(clock, bar.update)
 
