@@ -50,7 +50,7 @@ def small_files():
         ("train_slow", "training.rank", "many", "training.rank must be an integer, got 'many'"),
         ("evaluate", "evaluation.bootstrap", 3, "evaluation.bootstrap must be at least 100, got 3"),
         ("compute_partition", "partition.rule", "best", "partition.rule must be one of snr, uniform, official, got"),
-        ("compute_partition", "partition.slow_steps", 5, "partition.slow_steps must fit into the 2 teacher steps"),
+        ("compute_partition", "partition.slow_steps", 2, "partition.slow_steps must fit into the 1 recorded steps"),
         ("train_fast", "training.objective", "magic", "objective must be one of trajectory, flow, got 'magic'"),
         ("train_controls", "train_controls.arms", ["dual"], "arms must be among single, official, got 'dual'"),
         ("cache_trajectories", "teacher.path", "nowhere", "nowhere"),
