@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -438,3 +439,12 @@ def test_a_question_that_lost_its_results_loses_its_table_and_plot(repository, r
     assert said[2] == "rank: the question has changed, its table loses rank-4, rank-4-s2, rank-rank-8"
     assert not Path("docs/ablations/rank.png").exists() and not results.path("rank").exists()
     assert "Not measured yet" in Path("docs/ablations.md").read_text()
+
+
+def test_a_command_that_leaves_a_worker_behind_is_not_waited_for():
+    began = time.monotonic()
+    assert experiments._call("sh", "-c", "sleep 30 & echo started") == "started\n"
+    assert time.monotonic() - began < 15
+    with pytest.raises(ValueError, match="`sh -c 'echo ERROR: no >&2; exit 3'` failed: ERROR: no"):
+        experiments._call("sh", "-c", "echo ERROR: no >&2; exit 3")
+    assert experiments._call("sh", "-c", "echo lost; exit 3", check=False) == ""

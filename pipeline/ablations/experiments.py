@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -268,14 +269,21 @@ def _dvc(*arguments: str, check: bool = True) -> str:
 
 
 def _call(*command: str, check: bool = True) -> str:
-    """What a command prints; its last line is the sentence when it fails."""
+    """What a command prints; its last line is the sentence when it fails.
+
+    Through files, not pipes: a queue worker that DVC leaves behind would hold a pipe open until the queue is empty.
+    """
     here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # this dvc, this python
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": here})
-    except FileNotFoundError as error:
-        raise ValueError(f"{command[0]} is not installed: `glance doctor` says what is missing") from error
-    if check and result.returncode:
-        said = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}").splitlines()
+    with TemporaryFile("w+", encoding="utf-8") as out, TemporaryFile("w+", encoding="utf-8") as err:
+        try:
+            code = subprocess.run(
+                command, stdout=out, stderr=err, check=False, env={**os.environ, "PATH": here}
+            ).returncode
+        except FileNotFoundError as error:
+            raise ValueError(f"{command[0]} is not installed: `glance doctor` says what is missing") from error
+        printed, complaints = (file.seek(0) or file.read() for file in (out, err))
+    if check and code:
+        said = (complaints.strip() or printed.strip() or f"exit code {code}").splitlines()
         reason = next((line for line in said if line.startswith(("ERROR", "fatal"))), said[-1])
         raise ValueError(f"`{shlex.join(command[:3])}` failed: {reason}")
-    return result.stdout if result.returncode == 0 else ""
+    return printed if code == 0 else ""
