@@ -1,20 +1,18 @@
 """Anchors: other prompts, unlabelled, at which the student keeps the base's own guided steps.
 
-An anchor is the base's guided run in the student's few steps from fresh noise: a sixth of a trajectory's forwards where
-eight steps stand against fifty. Trajectories say where the teacher's many steps lead; anchors say what guidance does to
-prompts that nobody recorded, so that adapters of one prompt still serve the others.
+An anchor is the base's guided run in the student's few steps from fresh noise: a third of a trajectory's forwards where
+eight steps stand against twenty-five. Trajectories say where the teacher's many steps lead; anchors say what guidance
+does to prompts that nobody recorded, so that adapters of one prompt still serve the others.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from pipeline import artifacts
 from pipeline.params import Params
 from pipeline.partition import Partition
 from pipeline.prompts import load_prompts
-from pipeline.trajectories import INDEX, Recording, Trajectories
+from pipeline.trajectories import Recording
 
 WORDS = (2, 9)  # fewest and most words of a random prompt
 
@@ -54,14 +52,3 @@ def recording(params: Params, partition: Partition, words: Sequence[str]) -> Rec
         prompts = load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "anchors")
     whole = Recording.from_params(params, prompts)
     return replace(whole, seeds_per_prompt=1, seed=settings.seed, levels=partition.u)
-
-
-def write_none(folder: Path) -> None:
-    """Writes the index of no anchors."""
-    with artifacts.atomic_dir(folder) as partial:
-        artifacts.write_json(partial / INDEX, {"prompts": []})
-
-
-def load(folder: str | Path = artifacts.ANCHORS) -> Trajectories | None:
-    """The recorded anchors; None where there are none. Raises as `Trajectories` does."""
-    return Trajectories(folder) if artifacts.read_json(Path(folder) / INDEX)["prompts"] else None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline import anchors, artifacts
+from pipeline import artifacts, trajectories
 from pipeline.artifacts import code_digest, digest_of, file_digest
 from pipeline.params import Params, PhaseParams, TrainingParams
 from pipeline.partition import Partition
@@ -66,7 +66,7 @@ class Recorded:
     def load(cls) -> "Recorded":
         """What the stages before the trainings wrote. Raises FileNotFoundError and ValueError as their readers do."""
         partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
-        return cls(partition, Trajectories(artifacts.TRAJECTORIES), anchors.load())
+        return cls(partition, Trajectories(artifacts.TRAJECTORIES), trajectories.load(artifacts.ANCHORS))
 
     def steps(self, *phases: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
         """The student steps of phases in the trajectories' own and in the anchors', () without those.
@@ -74,8 +74,8 @@ class Recorded:
         Raises:
             ValueError: A level of the partition was not recorded.
         """
-        trajectories = self._steps(self.trajectories, phases)
-        return trajectories, self._steps(self.anchors, phases) if self.anchors else ()
+        anchored = () if self.anchors is None else self._steps(self.anchors, phases)
+        return self._steps(self.trajectories, phases), anchored
 
     def _steps(self, recorded: Trajectories, phases: Sequence[str]) -> tuple[Step, ...]:
         pairs, slow = recorded.pairs(self.partition.u), len(self.partition.slow.steps)

@@ -22,6 +22,7 @@ from pipeline.trajectories import Trajectories
 
 CHECKPOINT = "checkpoint.pt"
 
+
 @dataclass(frozen=True)
 class TrainStep:
     """What one optimiser step reports."""

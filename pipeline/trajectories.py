@@ -225,3 +225,14 @@ class Trajectories:
             raise ValueError(f"trajectories: {file} is missing from {self.folder}; {mend}")
         if artifacts.file_digest(self.folder / file) != digest:
             raise ValueError(f"trajectories: {file} does not match its digest in {self.folder / INDEX}; {mend}")
+
+
+def write_none(folder: Path) -> None:
+    """Writes the index of a cache without trajectories."""
+    with artifacts.atomic_dir(folder) as partial:
+        artifacts.write_json(partial / INDEX, {"prompts": []})
+
+
+def load(folder: str | Path) -> Trajectories | None:
+    """The cache in a folder; None where `write_none` wrote it. Raises as `Trajectories` does."""
+    return Trajectories(folder) if artifacts.read_json(Path(folder) / INDEX).get("prompts") != [] else None

@@ -1,6 +1,6 @@
 """Records the guided base in the student's few steps, for prompts that nobody labelled."""
 
-from pipeline import anchors, artifacts, recording
+from pipeline import anchors, artifacts, recording, trajectories
 from pipeline.params import Params
 from pipeline.partition import Partition
 from stages import progress, stage_command
@@ -10,7 +10,7 @@ from stages import progress, stage_command
 def main(params: Params) -> None:
     """Writes the anchors in the layout of the trajectories; an index alone where there are none."""
     if params.anchors.prompts == 0:
-        anchors.write_none(artifacts.ANCHORS)
+        trajectories.write_none(artifacts.ANCHORS)
         return
     partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
     recording.cache(

@@ -117,9 +117,3 @@ def test_other_anchors_are_another_checkpoint(recorded, tmp_path):
     artifacts.write_json(tmp_path / "index.json", {})
     keys.add(jobs.key(job, recorded.trajectories, tmp_path))
     assert len(keys) == 3
-
-
-def test_none_are_none(recorded, tmp_path):
-    anchors.write_none(tmp_path / "anchors")
-    assert anchors.load(tmp_path / "anchors") is None
-    assert len(anchors.load(recorded.anchors)) == recorded.params.anchors.prompts

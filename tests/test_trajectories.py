@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from pipeline import artifacts, backbones, flow
+from pipeline import artifacts, backbones, flow, trajectories
 from pipeline.backbones import base
 from pipeline.prompts import load_prompts
 from pipeline.recording import conditioning_name, encode, publish, record, recording_key
@@ -304,3 +304,9 @@ def test_a_prompts_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="trajectories.prompts_file must hold a prompt a line, and .* is empty"):
         load_prompts(str(tmp_path / "empty.txt"), 1, "train", 0, "trajectories")
+
+
+def test_a_cache_of_none_is_no_cache(folder, tmp_path):
+    trajectories.write_none(tmp_path / "none")
+    assert trajectories.load(tmp_path / "none") is None
+    assert trajectories.load(folder).prompts == RECORDING.prompts
