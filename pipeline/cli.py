@@ -89,7 +89,7 @@ def generate(
         raise ValueError(f"--out must be a folder or a .png file, got {out}")
     folder = _bundle(bundle)
 
-    from pipeline import backbones, export
+    from pipeline import backbones, export, image_files
     from stages import progress
 
     loaded = export.Bundle.load(folder)
@@ -116,7 +116,7 @@ def generate(
                     raise
                 raise ValueError(f"--compile needs a C++ compiler, and on a GPU Triton: {sentence(error)}") from error
             bar.update(len(part))
-    for path in write_images(images, texts, out, grid):
+    for path in image_files.write(images, texts, out, grid):
         click.echo(path)
 
 
@@ -308,43 +308,6 @@ def ablations() -> None:
     from pipeline import ablations
 
     ablations.renew(click.echo)
-
-
-def write_images(images: list, prompts: list[str], out: Path, grid: bool) -> list[Path]:
-    """Writes uint8 images (H, W, 3) as PNG files and returns their paths.
-
-    `out` is a folder, or a .png file for one image or a grid of several.
-    """
-    if out.suffix == ".png":
-        _save(images[0] if len(images) == 1 else tile(images), out)
-        return [out]
-    paths = []
-    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-        paths.append(out / f"{i:03d}-{words}.png")
-        _save(image, paths[-1])
-    if grid:
-        paths.append(out / "grid.png")
-        _save(tile(images), paths[-1])
-    return paths
-
-
-def tile(images: list) -> Any:
-    """Lays images (H, W, 3) out in a nearly square grid, row by row, on black."""
-    import numpy as np
-
-    columns = int(np.ceil(np.sqrt(len(images))))
-    rows = -(-len(images) // columns)
-    stack = np.stack([*images, *[np.zeros_like(images[0])] * (rows * columns - len(images))])
-    height, width = stack.shape[1:3]
-    return stack.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
-
-
-def _save(image: Any, path: Path) -> None:
-    from PIL import Image
-
-    with artifacts.atomic_file(path) as partial:
-        Image.fromarray(image).save(partial, format="PNG")
 
 
 def _prompts(prompts: tuple[str, ...], prompts_file: Path | None) -> list[str]:

@@ -207,8 +207,3 @@ def test_doctor_shows_what_is_wrong_with_the_mend_and_fails(project, monkeypatch
     assert "FAIL registry: no MLflow server answers" in done.stdout
     assert "     mend: start the server, or correct or unset MLFLOW_TRACKING_URI" in done.stdout
     assert "checks failed" in done.stderr
-
-
-def test_a_grid_is_filled_row_by_row():
-    images = [np.full((2, 2, 3), value, dtype=np.uint8) for value in (1, 2, 3)]
-    assert cli.tile(images)[::2, ::2, 0].tolist() == [[1, 2], [3, 0]]
