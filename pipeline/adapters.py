@@ -126,7 +126,7 @@ def read(folder: str | Path) -> tuple[State, LoraConfig]:
     """Reads an adapter in peft's layout: its state with the scale folded into B, and its configuration.
 
     Raises:
-        ValueError: A file is missing, or one tensor is not a LoRA's.
+        ValueError: A file is missing, or one tensor is not a LoRA's, or a pair is none, see `check_whole`.
     """
     folder = Path(folder)
     for file in (WEIGHTS, CONFIG):
@@ -134,6 +134,7 @@ def read(folder: str | Path) -> tuple[State, LoraConfig]:
             raise ValueError(f"{folder} is no adapter: {file} is missing")
     config = LoraConfig(**read_json(folder / CONFIG))
     tensors = strip_prefix(load_file(folder / WEIGHTS), PEFT_PREFIX, folder / WEIGHTS)
+    check_whole(tensors, str(folder / WEIGHTS))
     return fold_scale(tensors, config.lora_alpha, config.r), config
 
 
@@ -171,6 +172,47 @@ def linear_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
         for name, module in transformer.named_modules()
         if isinstance(module, nn.Linear)
     }
+
+
+def check_whole(state: Mapping[str, Tensor], owner: str) -> None:
+    """Refuses an adapter that is no set of finite pairs; `owner` is what it is called in the message.
+
+    Raises:
+        ValueError: An A has no B or the reverse, or a pair is none, see `check_pair`.
+    """
+    for key in state:
+        other = key.replace(".lora_A.", ".lora_B.") if ".lora_A." in key else key.replace(".lora_B.", ".lora_A.")
+        if other not in state:
+            raise ValueError(f"{owner} has {key}, but no {other}")
+    for module in adapted(state):
+        a, b = (f"{module}.lora_{side}.weight" for side in "AB")
+        check_pair({a: state[a], b: state[b]}, owner)
+
+
+def check_pair(pair: Mapping[str, Tensor], owner: str) -> None:
+    """Refuses an A and a B whose product is no finite matrix.
+
+    Args:
+        pair: A, then B, under the names that the message gives them.
+        owner: What they belong to.
+
+    Raises:
+        ValueError: One is no matrix, or their ranks differ or are 0, or a number in them or in their product is not
+            finite.
+    """
+    (name_a, a), (name_b, b) = pair.items()
+    sizes = tuple(a.shape), tuple(b.shape)
+    if any(len(size) != 2 or 0 in size for size in sizes) or a.shape[0] != b.shape[1]:
+        raise ValueError(
+            f"{owner}: {name_a} and {name_b} must be (rank, in) and (out, rank) of one rank above 0, "
+            f"got {sizes[0]} and {sizes[1]}"
+        )
+    for name, matrix in pair.items():
+        if not matrix.isfinite().all():
+            raise ValueError(f"{owner}: {name} must hold finite numbers, got NaN or infinity")
+    largest = float(a.abs().max()) * float(b.abs().max()) * a.shape[0]
+    if largest > torch.finfo(torch.float32).max:
+        raise ValueError(f"{owner}: {name_b} times {name_a} must be finite, got numbers of up to {largest:.0e}")
 
 
 def check(

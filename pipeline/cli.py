@@ -198,7 +198,10 @@ def pull(reference: str, out: Path | None) -> None:
 def import_pair(
     slow: Path, fast: Path, out: Path, rule: str, slow_steps: int, fast_steps: int, strength: float, path: str
 ) -> None:
-    """Make a bundle for params.yaml's teacher of two LoRA files: keys of diffusers, kohya or ComfyUI."""
+    """Make a bundle for params.yaml's teacher from two LoRA files of any trainer: docs/lora_files.md lists the layouts.
+
+    SLOW and FAST are .safetensors files, or folders that peft saved.
+    """
     from pipeline import importing, params
 
     files, steps = {"slow": slow, "fast": fast}, {"slow": slow_steps, "fast": fast_steps}

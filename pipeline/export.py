@@ -119,7 +119,7 @@ class Bundle:
         """Both adapters' tensors, with folded scale.
 
         Raises:
-            ValueError: A file is unreadable, or holds anything but a LoRA of the bundle's rank.
+            ValueError: A file is unreadable, or holds anything but finite pairs of the bundle's rank.
         """
         return {phase: self._state(self.folder / f"{phase}.safetensors") for phase in PHASES}
 
@@ -134,6 +134,7 @@ class Bundle:
             state = adapters.strip_prefix(load_file(path), adapters.DIFFUSERS_PREFIX, path)
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file ({error})") from error
+        adapters.check_whole(state, str(path))
         ranks = {tensor.shape[0 if ".lora_A." in key else 1] for key, tensor in state.items()}
         if ranks != {self.rank}:
             raise ValueError(f"{path} must have rank {self.rank}, as {MANIFEST} says, got {sorted(ranks)}")

@@ -1,5 +1,6 @@
 """Makes a bundle of two LoRA files that were trained elsewhere."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ def bundle(
     """Writes a bundle for the teacher of `params`, whole or not at all.
 
     Args:
-        files: The LoRA file of each phase, in the keys of diffusers, kohya or ComfyUI.
+        files: The LoRA of each phase, as `lora_files.read` takes it.
         params: Its teacher is the base.
         out: The folder to make.
         rule: Of the partition, see `partition.RULES`; the released Glance weights are "official".
@@ -34,15 +35,14 @@ def bundle(
         path: How the latents move, see `paths.PATHS`; the official Glance code has one of its own.
 
     Raises:
-        ValueError: A file is no LoRA, or its keys or shapes are not the base's; the rule or the steps do not fit;
-            there is no such path.
+        ValueError: A file is no LoRA of the base, see `lora_files.read`; the rule or the steps do not fit; there is no
+            such path; the strength is not finite.
     """
     paths.check("path", path)
+    if not math.isfinite(strength):
+        raise ValueError(f"--strength must be a finite number, got {strength}")
     backbone = backbones.load(params.teacher.path, "cpu", parts=())
-    states = {
-        phase: _scaled(lora_files.read_for(file, backbone, params.teacher.path), strength)
-        for phase, file in files.items()
-    }
+    states = {phase: _scaled(lora_files.read(file, backbone), strength) for phase, file in files.items()}
     rank = max(tensor.shape[0] for state in states.values() for key, tensor in state.items() if ".lora_A." in key)
     wanted = replace(params.partition, rule=rule, slow_steps=steps["slow"], fast_steps=steps["fast"])
     schedule = backbone.schedule(params.teacher.height, params.teacher.width)

@@ -159,3 +159,26 @@ def test_a_tensor_that_is_no_lora_is_refused(tmp_path):
     tensors = load_file(tmp_path / adapters.WEIGHTS)
     with pytest.raises(ValueError, match=r"must hold base_model.model.<module>.lora_A/B.weight only, got"):
         adapters.strip_prefix(tensors, adapters.PEFT_PREFIX, "file")
+
+
+NOT_FINITE = {"x.lora_A.weight": torch.tensor([[1, torch.inf]])}
+
+
+def state_of(**sizes):
+    return {f"x.{name}.weight": torch.ones(size) for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (state_of(lora_A=(1, 2), lora_B=(2, 1)) | NOT_FINITE, "finite numbers"),
+        (state_of(lora_A=(1, 2)), "file has x.lora_A.weight, but no x.lora_B.weight"),
+        (state_of(lora_B=(2, 1)), "file has x.lora_B.weight, but no x.lora_A.weight"),
+        (state_of(lora_A=(1, 2), lora_B=(2, 2)), r"of one rank above 0, got \(1, 2\) and \(2, 2\)"),
+        (state_of(lora_A=(0, 2), lora_B=(2, 0)), r"of one rank above 0, got \(0, 2\) and \(2, 0\)"),
+        ({key: 1e20 * one for key, one in state_of(lora_A=(1, 2), lora_B=(2, 1)).items()}, "must be finite, got .* 1e"),
+    ],
+)
+def test_what_is_no_set_of_finite_pairs_is_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        adapters.check_whole(state, "file")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from pipeline import adapters, backbones, export, importing, lora_files
+from pipeline import backbones, export, importing, lora_files
 from pipeline.cli import main
 from tests.recorded import small_params
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image
@@ -50,35 +50,6 @@ def comfy_keys(module):
     return f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"
 
 
-@pytest.mark.parametrize(
-    ("family", "keys", "alpha"),
-    [
-        ("flux", diffusers_keys, None),
-        ("flux", diffusers_keys, 8),
-        ("qwen_image", diffusers_keys, None),
-        ("qwen_image", kohya_keys, 8),
-        ("qwen_image", comfy_keys, 8),
-    ],
-)
-def test_a_file_has_the_delta_that_its_alpha_says(teachers, tmp_path, family, keys, alpha):
-    backbone = backbones.load(teachers[family], "cpu", ())
-    state = lora_files.read(write(tmp_path / "x.safetensors", keys(MODULE[family]), alpha=alpha), backbone)
-    a, b = matrices(2, 0)
-    torch.testing.assert_close(adapters.delta(state, MODULE[family]), (1 if alpha is None else alpha / 2) * b @ a)
-
-
-def test_a_fused_matrix_of_kohya_becomes_the_projections_of_flux(teachers, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 32, generator=generator), torch.randn(96, 2, generator=generator)
-    name = "lora_unet_double_blocks_0_img_attn_qkv"
-    tensors = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(4.0)}
-    save_file(tensors, tmp_path / "x.safetensors")
-    state = lora_files.read(tmp_path / "x.safetensors", backbones.load(teachers["flux"], "cpu", ()))
-    for i, projection in enumerate(("to_q", "to_k", "to_v")):
-        delta = adapters.delta(state, f"transformer_blocks.0.attn.{projection}")
-        torch.testing.assert_close(delta, 2 * b[32 * i : 32 * (i + 1)] @ a)
-
-
 @pytest.fixture
 def params(teachers):
     return small_params(teachers["flux"])
@@ -103,7 +74,7 @@ def test_the_bundle_is_loaded_by_stock_code_and_generates(teachers, tmp_path, pa
 
 
 FOREIGN = {  # the shapes of A and B, and what is said of them
-    "transformer.nowhere": ((2, 4), (4, 2), "changes nowhere, which the transformer of .* does not have"),
+    "transformer.nowhere": ((2, 4), (4, 2), "changes transformer.nowhere, which the transformer of .* does not have"),
     f"transformer.{MODULE['flux']}": (
         (2, 64),
         (64, 2),
@@ -116,7 +87,7 @@ FOREIGN = {  # the shapes of A and B, and what is said of them
 @pytest.mark.parametrize("module", FOREIGN)
 def test_a_pair_for_another_base_is_refused_and_nothing_is_written(tmp_path, params, module):
     a, b, message = FOREIGN[module]
-    tensors = {f"{module}.lora_A.weight": torch.zeros(a), f"{module}.lora_B.weight": torch.zeros(b)}
+    tensors = {f"{module}.lora_A.weight": torch.ones(a), f"{module}.lora_B.weight": torch.ones(b)}
     save_file(tensors, tmp_path / "x.safetensors")
     files = dict.fromkeys(("slow", "fast"), tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=message):
@@ -133,8 +104,8 @@ def test_keys_that_match_nothing_are_refused_alone_and_beside_good_ones(tmp_path
     good = dict(zip(diffusers_keys(MODULE[family]), (a, b), strict=False))
     for tensors in (nothing, good | nothing):
         save_file({key: tensor.clone() for key, tensor in tensors.items()}, tmp_path / "x.safetensors")
-        with pytest.raises(ValueError, match="x.safetensors (holds no LoRA|must hold a LoRA|changes .* does not have)"):
-            lora_files.read_for(tmp_path / "x.safetensors", backbone, "the base")
+        with pytest.raises(ValueError, match="x.safetensors (must keep to one layout|changes .* does not have)"):
+            lora_files.read(tmp_path / "x.safetensors", backbone)
 
 
 @pytest.mark.parametrize("side", ["height", "width"])
@@ -156,13 +127,27 @@ def test_the_path_goes_into_the_bundle_and_another_one_is_refused(tmp_path, para
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_file_that_is_missing_or_no_lora_is_one_sentence(tmp_path, teachers):
-    backbone = backbones.load(teachers["flux"], "cpu", ())
-    with pytest.raises(ValueError, match="x.safetensors is missing"):
-        lora_files.read(tmp_path / "x.safetensors", backbone)
-    (tmp_path / "x.safetensors").write_text("no")
-    with pytest.raises(ValueError, match="x.safetensors is no safetensors file"):
-        lora_files.read(tmp_path / "x.safetensors", backbone)
+def test_a_pair_with_nan_is_refused_at_the_import_and_at_generating(tmp_path, params):
+    file = write(tmp_path / "x.safetensors", diffusers_keys(MODULE["flux"]))
+    made = importing.bundle(dict.fromkeys(("slow", "fast"), file), params, tmp_path / "pair", "uniform", STEPS)
+    for spoiled in (file, made.folder / "fast.safetensors"):
+        tensors = load_file(spoiled)
+        tensors[f"transformer.{MODULE['flux']}.lora_A.weight"][1, 2] = float("nan")
+        save_file(tensors, spoiled)
+    with pytest.raises(ValueError, match="x.safetensors: .*lora_A.weight must hold finite numbers, got NaN"):
+        importing.bundle(dict.fromkeys(("slow", "fast"), file), params, tmp_path / "other", "uniform", STEPS)
+    assert not (tmp_path / "other").exists()
+    command = ["generate", "a star", "--bundle", str(made.folder), "--out", str(tmp_path / "images")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1 and "fast.safetensors: " in done.output and "got NaN or infinity" in done.output
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_finite_number_is_refused(tmp_path, params, strength):
+    file = write(tmp_path / "x.safetensors", diffusers_keys(MODULE["flux"]))
+    with pytest.raises(ValueError, match="--strength must be a finite number, got (nan|inf)"):
+        importing.bundle(dict.fromkeys(("slow", "fast"), file), params, tmp_path / "pair", "uniform", STEPS, strength)
 
 
 def test_the_command_imports_a_pair(tmp_path, monkeypatch, teachers):

@@ -15,7 +15,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNo
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from ruamel.yaml import YAML
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline import adapters, backbones, diagnosis, export, hub, loras, params, phases
@@ -169,7 +169,7 @@ def test_the_digest_follows_bytes_and_weight_and_is_the_old_one_without_loras(te
 @pytest.mark.parametrize(
     ("module", "shape", "message"),
     [
-        ("nowhere", (4, 4), "a.safetensors changes nowhere, which the transformer of .*flux does not have"),
+        ("nowhere", (4, 4), "a.safetensors changes transformer.nowhere, which the transformer of .*flux does not have"),
         (MODULE["flux"], (64, 64), r"was trained for another base: .* must be \(32, 32\) as in .*, got \(64, 64\)"),
     ],
 )
@@ -177,6 +177,22 @@ def test_a_lora_of_another_base_is_one_sentence(teachers, here, module, shape, m
     write("a.safetensors", module, shape=shape)
     with pytest.raises(ValueError, match=message):
         backbones.load(teachers["flux"], "cpu", ("transformer",), loras=[Lora("a.safetensors")])
+
+
+@pytest.mark.parametrize(
+    ("weight", "spoil", "message"),
+    [
+        (1.0, float("nan"), "a.safetensors: transformer.*lora_B.weight must hold finite numbers, got NaN or infinity"),
+        (1e38, 1e3, "a.safetensors: .*weight with its change must be finite in torch.float32, got infinity"),
+    ],
+)
+def test_a_lora_that_would_make_weights_infinite_is_one_sentence(teachers, here, weight, spoil, message):
+    write("a.safetensors", MODULE["flux"])
+    tensors = load_file("loras/a.safetensors")
+    tensors[f"transformer.{MODULE['flux']}.lora_B.weight"] *= spoil
+    save_file(tensors, "loras/a.safetensors")
+    with pytest.raises(ValueError, match=message):
+        backbones.load(teachers["flux"], "cpu", ("transformer",), loras=[Lora("a.safetensors", weight)])
 
 
 def test_a_missing_file_is_named_with_the_mend(teachers, here):

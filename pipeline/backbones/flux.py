@@ -8,12 +8,51 @@ from torch import Tensor
 
 from pipeline.backbones.base import Conditioning
 from pipeline.backbones.stock import Inputs, StockBackbone, stock_true_cfg
+from pipeline.lora_names import Target
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ATTENTION = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 MLPS = ["net.0.proj", "net.2", "proj_mlp", "proj_out"]  # proj_out is also the name of the output layer
 MODULATION = ["norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear"]
 EMBEDDERS = ["x_embedder", "context_embedder", "linear_1", "linear_2"]
+
+BLOCK, SINGLE, EMBED = "transformer_blocks.{}", "single_transformer_blocks.{}", "time_text_embed"
+IMAGE_QKV = Target((f"{BLOCK}.attn.to_q", f"{BLOCK}.attn.to_k", f"{BLOCK}.attn.to_v"))
+TEXT_QKV = Target((f"{BLOCK}.attn.add_q_proj", f"{BLOCK}.attn.add_k_proj", f"{BLOCK}.attn.add_v_proj"))
+SINGLE_QKV = (f"{SINGLE}.attn.to_q", f"{SINGLE}.attn.to_k", f"{SINGLE}.attn.to_v")
+LORA_NAMES = {
+    # of the model's authors, which kohya and ComfyUI use
+    "img_in": Target(("x_embedder",)),
+    "txt_in": Target(("context_embedder",)),
+    "time_in.in_layer": Target((f"{EMBED}.timestep_embedder.linear_1",)),
+    "time_in.out_layer": Target((f"{EMBED}.timestep_embedder.linear_2",)),
+    "vector_in.in_layer": Target((f"{EMBED}.text_embedder.linear_1",)),
+    "vector_in.out_layer": Target((f"{EMBED}.text_embedder.linear_2",)),
+    "guidance_in.in_layer": Target((f"{EMBED}.guidance_embedder.linear_1",)),
+    "guidance_in.out_layer": Target((f"{EMBED}.guidance_embedder.linear_2",)),
+    "double_blocks.{}.img_attn.qkv": IMAGE_QKV,
+    "double_blocks.{}.img_attn.proj": Target((f"{BLOCK}.attn.to_out.0",)),
+    "double_blocks.{}.img_mlp.0": Target((f"{BLOCK}.ff.net.0.proj",)),
+    "double_blocks.{}.img_mlp.2": Target((f"{BLOCK}.ff.net.2",)),
+    "double_blocks.{}.img_mod.lin": Target((f"{BLOCK}.norm1.linear",)),
+    "double_blocks.{}.txt_attn.qkv": TEXT_QKV,
+    "double_blocks.{}.txt_attn.proj": Target((f"{BLOCK}.attn.to_add_out",)),
+    "double_blocks.{}.txt_mlp.0": Target((f"{BLOCK}.ff_context.net.0.proj",)),
+    "double_blocks.{}.txt_mlp.2": Target((f"{BLOCK}.ff_context.net.2",)),
+    "double_blocks.{}.txt_mod.lin": Target((f"{BLOCK}.norm1_context.linear",)),
+    "single_blocks.{}.linear1": Target((*SINGLE_QKV, f"{SINGLE}.proj_mlp")),
+    "single_blocks.{}.linear2": Target((f"{SINGLE}.proj_out",)),
+    "single_blocks.{}.modulation.lin": Target((f"{SINGLE}.norm.linear",)),
+    "final_layer.linear": Target(("proj_out",)),
+    "final_layer.adaLN_modulation.1": Target(("norm_out.linear",), halves_swapped=True),  # shift first, scale second
+    # of XLabs: beside the attention of both streams, and beside the first rows of linear1
+    "double_blocks.{}.processor.qkv_lora1": IMAGE_QKV,
+    "double_blocks.{}.processor.proj_lora1": Target((f"{BLOCK}.attn.to_out.0",)),
+    "double_blocks.{}.processor.qkv_lora2": TEXT_QKV,
+    "double_blocks.{}.processor.proj_lora2": Target((f"{BLOCK}.attn.to_add_out",)),
+    "single_blocks.{}.processor.qkv_lora": Target(SINGLE_QKV),
+    "single_blocks.{}.processor.proj_lora": Target((f"{SINGLE}.proj_out",)),
+}
 
 
 class FluxBackbone(StockBackbone):
@@ -28,7 +67,7 @@ class FluxBackbone(StockBackbone):
         "vae": ("vae",),
     }
     tokenizer = "tokenizer_2"
-    lora_options = {"return_alphas": True}
+    lora_names = LORA_NAMES
 
     @property
     def pixels_per_token(self) -> int:

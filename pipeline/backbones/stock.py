@@ -16,10 +16,11 @@ import transformers.utils.logging
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 from torch import Tensor, nn
 
-from pipeline import artifacts, lora_files, mends
+from pipeline import artifacts, fusing, mends
 from pipeline.backbones import quantization as quantizing
 from pipeline.backbones.base import Conditioning
 from pipeline.guidance import Velocity, forwards, true_cfg
+from pipeline.lora_names import Target
 from pipeline.loras import Lora
 from pipeline.schedule import Schedule, check_scheduler
 
@@ -50,7 +51,7 @@ class StockBackbone(ABC):
         parts: Which of "text", "transformer" and "vae" to load.
         dtype: Of weights and latents.
         quantization: Of the transformer's linear layers, one of `quantization.PACKAGES`; "none" = as they are.
-        loras: What is fused into the transformer, see `lora_files.fuse`.
+        loras: What is fused into the transformer, see `fusing.fuse`.
         offload: Keep the parts in main memory, and on the device only the one that was asked for last.
 
     Raises:
@@ -67,8 +68,8 @@ class StockBackbone(ABC):
     """The sub-folders of each part."""
     tokenizer: ClassVar[str] = "tokenizer"
     """The sub-folder of the tokenizer that prompts are cut into states by."""
-    lora_options: ClassVar[dict[str, Any]] = {}
-    """What the stock pipeline's `lora_state_dict` takes to give (state, alphas) where it gives alphas at all."""
+    lora_names: ClassVar[dict[str, Target]] = {}
+    """What else trainers call the transformer's layers in a LoRA file; "{}" is a block's number."""
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class StockBackbone(ABC):
         loras: Sequence[Lora] = (),
         offload: bool = False,
     ):
+        self.path = path
         self.offload, self.home = offload, torch.device("cpu") if offload else device
         self.device, self.dtype, self.parts = device, dtype, tuple(parts)
         self.transformer_config: dict[str, Any] = artifacts.read_json(path / "transformer" / "config.json")
@@ -105,7 +107,7 @@ class StockBackbone(ABC):
                 raise
             raise ValueError(f"teacher: {path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         if loras and "transformer" in parts:
-            lora_files.fuse(self, loras, path, quantization)
+            fusing.fuse(self, loras, quantization)
         if "vae" in parts and isinstance(self._pipe.vae, AutoencoderKL):
             self._pipe.vae.to(memory_format=torch.channels_last)  # its convolutions take a quarter less time
         self._resident: str | None = None  # the part on the device, where only one is

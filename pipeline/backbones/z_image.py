@@ -9,11 +9,23 @@ from torch import Tensor
 from pipeline.backbones.base import Conditioning
 from pipeline.backbones.stock import Inputs, StockBackbone, pack, pad, unpack
 from pipeline.guidance import forwards
+from pipeline.lora_names import Target
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 MLPS = ["w1", "w2", "w3"]
 MODULATION = ["adaLN_modulation.0", "adaLN_modulation.1"]
 EMBEDDERS = ["all_x_embedder.2-1", "cap_embedder.1", "mlp.0", "mlp.2", "all_final_layer.2-1.linear"]
+
+LORA_NAMES = {  # of the model's authors, which ComfyUI uses, and "to.q" of trainers that put a dot for an underscore
+    "x_embedder": Target(("all_x_embedder.2-1",)),
+    "final_layer.linear": Target(("all_final_layer.2-1.linear",)),
+    "final_layer.adaLN_modulation.1": Target(("all_final_layer.2-1.adaLN_modulation.1",)),
+}
+for blocks in ("layers.{}", "noise_refiner.{}", "context_refiner.{}"):
+    attention = f"{blocks}.attention"
+    LORA_NAMES[f"{attention}.qkv"] = Target(tuple(f"{attention}.to_{x}" for x in "qkv"))
+    LORA_NAMES[f"{attention}.out"] = Target((f"{attention}.to_out.0",))
+    LORA_NAMES |= {f"{attention}.to.{x}": Target((f"{attention}.to_{x}",)) for x in "qkv"}
 
 
 class ZImageBackbone(StockBackbone):
@@ -22,6 +34,7 @@ class ZImageBackbone(StockBackbone):
     family = "z_image"
     lora_targets = {"attention": ATTENTION, "all": ATTENTION + MLPS + MODULATION + EMBEDDERS}
     pipeline_class = ZImagePipeline
+    lora_names = LORA_NAMES
     part_modules = {"text": ("text_encoder", "tokenizer"), "transformer": ("transformer",), "vae": ("vae",)}
 
     @property

@@ -1,0 +1,71 @@
+"""Makes LoRAs part of a teacher's weights, before anything is quantised or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+from torch import Tensor
+
+from pipeline import adapters, lora_files
+from pipeline.backbones import quantization
+from pipeline.loras import Lora
+
+if TYPE_CHECKING:
+    from pipeline.backbones.stock import StockBackbone
+
+
+def fuse(backbone: StockBackbone, loras: Sequence[Lora], kind: str) -> None:
+    """Makes every weight W of the backbone's transformer W + sum of weight B A, and leaves no module of peft's behind.
+
+    Args:
+        backbone: Its transformer is loaded.
+        loras: What is added; sums are float32.
+        kind: How the transformer is quantised. Quantised weights are rounded once, after the addition: a LoRA is
+            mostly smaller than a step of the quantisation, so that adding to rounded weights would lose it.
+
+    Raises:
+        ValueError: A file is missing, or is no LoRA for this transformer, see `lora_files.read`; or a sum is too large
+            for the weights' type.
+    """
+    states = []
+    for lora in loras:
+        lora.digest()
+        states.append((lora.weight, lora_files.read(lora.path, backbone)))
+    originals = {} if kind == "none" else _files(backbone.path / "transformer")
+    for module in sorted({module for _, state in states for module in adapters.adapted(state)}):
+        layer = backbone.transformer.get_submodule(module)
+        if kind == "none":
+            full = layer.weight.data
+        else:
+            full = _original(originals, f"{module}.weight", backbone.path).to(backbone.dtype)
+        delta = sum(
+            weight * adapters.delta(state, module) for weight, state in states if f"{module}.lora_A.weight" in state
+        )
+        full = (full.float() + delta.to(full.device)).to(full.dtype)
+        if not full.isfinite().all():
+            files = ", ".join(str(lora.path) for lora in loras)
+            raise ValueError(f"{files}: {module}.weight with its change must be finite in {full.dtype}, got infinity")
+        if kind == "none":
+            layer.weight.data = full
+        else:
+            quantization.replace_weight(layer, full, kind)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The safetensors file of every tensor of a folder."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            found |= dict.fromkeys(opened.keys(), file)
+    return found
+
+
+def _original(files: Mapping[str, Path], name: str, path: Path) -> Tensor:
+    """A weight of the transformer as it is on disk."""
+    if name not in files:
+        raise ValueError(f"teacher.loras needs {name} of {path} in a safetensors file when teacher.quantization is on")
+    with safe_open(files[name], framework="pt") as opened:
+        return opened.get_tensor(name)
