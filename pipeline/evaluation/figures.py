@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.evaluation.markup import tag, text
 
 LABEL_GAP = 14  # px between the baselines of neighbouring labels
+LETTER = 6.8  # px, width of a label's letter at most
 WIDTH = 520  # px
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 44  # px, margins
 LABELS = 114  # px to the right of a chart whose lines are labelled at their ends
@@ -108,16 +109,20 @@ def over_nfe(
     x = Axis(min(costs) * 0.8, max(costs) * 1.3, LEFT, WIDTH - RIGHT, log=True)
     y = Axis(low, high, height - BOTTOM, TOP, log)
 
-    marks, places = [], {}
+    marks, places, taken = [], {}, []
     for nfe in costs:
         group = sorted((p for p in points if p.x == nfe), key=lambda p: y(p.y))
         side = 1 if x(nfe) < (x.start + x.end) * 0.6 else -1  # labels go where there is room
         fan = min(len(group) - 1, 3)
+        text_x = x(nfe) + side * (9.0 * fan + 14)
         labels = _apart([y(p.y) + 4 for p in group], LABEL_GAP, y.end + 4, y.start - 4)
         for i, (point, label_y) in enumerate(zip(group, labels, strict=True)):
             at = x(nfe) + side * 9.0 * (i % (fan + 1))  # side by side, so that intervals can be told apart
             places[point.label] = (at, y(point.y))
-            marks += _mark(point, at, y, x(nfe) + side * (9.0 * fan + 14), label_y, side)
+            span = sorted((text_x, text_x + side * LETTER * len(point.label)))
+            label_y = _free(span, label_y, taken, y.end + 4, y.start - 4)
+            taken.append((*span, label_y))
+            marks += _mark(point, at, y, text_x, label_y, side)
     connected = sorted(places[label] for label in curve if label in places)
     frame = _frame(x, y, "forwards per image (NFE)", y_label, costs, y_text)
     return _svg(height, title, [*frame, _path(connected, "curve"), *marks])
@@ -246,6 +251,26 @@ def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list
         moved[i] = floor = max(moved[i], floor)
         floor += gap
     return moved
+
+
+def _free(
+    span: Sequence[float], at: float, taken: Sequence[tuple[float, float, float]], low: float, high: float
+) -> float:
+    """The baseline nearest to `at` within [low, high] where a label over `span` meets none of `taken`.
+
+    Args:
+        span: First and last pixel of the label.
+        at: The baseline that it would have alone.
+        taken: First and last pixel and baseline of the labels that are there.
+        low: The topmost baseline.
+        high: The lowest one.
+    """
+    for offset in (sign * step for step in range(int(high - low)) for sign in (1, -1)):
+        beside = (span[1] < first or span[0] > last for first, last, _ in taken)
+        apart = (abs(at + offset - other) >= LABEL_GAP for _, _, other in taken)
+        if low <= at + offset <= high and all(map(max, beside, apart)):
+            return at + offset
+    return at
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:

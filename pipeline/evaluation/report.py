@@ -18,6 +18,7 @@ from pipeline.evaluation.verdicts import RIVALS, verdicts
 GOOD, FAIR = 0.95, 0.80  # retention from which a figure is shown as good, or as fair
 GUIDED_CURVE = (REFERENCE, "base_guided", "base_guided_equal_cost")  # the same guided model at three costs
 LOSS_STYLES = {"slow": "slow", "fast": "fast", "single": "base"}  # colours of the loss curves, else the teacher's
+SHOWN = 4  # prompts side by side that are not folded
 DASH = "–"
 NARROW = "\u202f"  # a space at which no line breaks
 
@@ -155,7 +156,12 @@ def _unscored(metrics: Mapping) -> str:
 def _side_by_side(content: Content) -> str:
     marks = "" if content.metrics["unscored"] else " A tick or a cross is the checker's verdict on the caption."
     note = _note(f"The same prompts from the same noise, taken evenly from the list and not picked.{marks}")
-    return _section("Side by side", note, gallery(content.titles, content.side_by_side))
+    first, rest = content.side_by_side[:SHOWN], content.side_by_side[SHOWN:]
+    folded = ""
+    if rest:
+        summary = tag("summary", text(f"{len(rest)} more prompt{'s' if len(rest) > 1 else ''}"))
+        folded = tag("details", summary, gallery(content.titles, rest))
+    return _section("Side by side", note, gallery(content.titles, first), folded)
 
 
 def _arms(content: Content) -> str:
@@ -206,7 +212,7 @@ def _quality(content: Content) -> str:
     points = [
         Point(row["nfe"], row["fd_scenes"], titles[name], kind(name))
         for name, row in metrics.items()
-        if row["fd_scenes"]
+        if name != REFERENCE and row["fd_scenes"]
     ]
     if points:
         title = "fd_scenes to the teacher's images over forwards per image"

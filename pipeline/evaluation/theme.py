@@ -66,7 +66,7 @@ grid-template-columns:repeat(auto-fit,minmax(min(100%,calc(var(--n)*160px)),1fr)
 .verdict.yes{background:#0f7b52;color:#fff}.verdict.no{background:#be2828;color:#fff}
 .row{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:12px 14px 10px}
 .row h3{margin:0 0 8px;font-weight:600}
-details{margin-top:10px}summary{cursor:pointer;font-weight:600}
+details{margin-top:10px}summary{cursor:pointer;font-weight:600}details .gallery{margin-top:12px}
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:14px;padding:14px;
 font-size:.8rem;line-height:1.45}
 code{font-family:ui-monospace,SFMono-Regular,Menlo,monospace;font-size:.86em;overflow-wrap:anywhere}
