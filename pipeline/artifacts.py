@@ -90,6 +90,30 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copyfile(source, target)
 
 
+def named(path: str) -> Path:
+    """The file that a UTF-8 text such as params.yaml names, also where the locale has no letters for its name."""
+    return Path(os.fsdecode(path.encode("utf-8")))
+
+
+def legible(message: str) -> str:
+    """A message in which the names of files have their letters, also where the locale lacks them."""
+    return message.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def read_text(path: str | Path) -> str:
+    """The content of a UTF-8 text file, without a byte order mark.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is in another encoding.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path} must be UTF-8 text, and line {line} is not: save it as UTF-8") from None
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Writes `content` as indented JSON.
 
@@ -109,7 +133,7 @@ def read_json(path: str | Path) -> Any:
         ValueError: The file is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
 

@@ -7,6 +7,7 @@ from string import Template
 from typing import Any
 
 from pipeline import backbones
+from pipeline.artifacts import read_text
 from pipeline.loras import Lora
 
 
@@ -39,7 +40,7 @@ def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], imported: bool)
 
 def license_of(card: Path) -> str:
     """The `license:` of a model card's front matter; "unknown" without one."""
-    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    lines = read_text(card).splitlines() if card.is_file() else []
     head = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
     found = [line.partition(":")[2].strip() for line in head if line.startswith("license:")]
     return found[0] if found else "unknown"

@@ -4,44 +4,92 @@ Torch and MLflow are imported by the commands that need them, so that `glance --
 """
 
 import functools
+import os
 import re
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from pipeline import artifacts, mends
 from stages import sentence
 
+LAST_SEED = 2**63 - 1  # torch takes twice as many, so that seed + i fits
+
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what went wrong into one sentence and exit code 1."""
+    """Turns what went wrong into one sentence and exit code 1; Ctrl-C into exit code 130, SIGTERM into 143."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with _stoppable():
+                function(*args, **kwargs)
         except (ValueError, OSError) as error:
-            raise click.ClickException(sentence(error)) from error
+            raise click.ClickException(_noted(sentence(error, "the command"), error)) from error
         except (RuntimeError, MemoryError) as error:
-            if not mends.out_of_memory(error):
+            if mends.out_of_memory(error):
+                said = mends.sentence(error, mends.generating(kwargs, mends.on_gpu(error)))
+            elif kwargs.get("compiled") and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                said = f"--compile needs a C++ compiler, and on a GPU Triton: {sentence(error)}"
+            else:
                 raise
-            raise click.ClickException(mends.sentence(error, mends.generating(kwargs, mends.on_gpu(error)))) from error
+            raise click.ClickException(_noted(said, error)) from error
+        except KeyboardInterrupt as stop:
+            click.echo(_noted("interrupted", stop), err=True)
+            sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 
     return wrapped
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, so that no half-written file stays; once, for the end is short."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _noted(said: str, error: BaseException) -> str:
+    return artifacts.legible("; ".join([said, *getattr(error, "__notes__", [])]))
+
+
+def _show(path: str | Path) -> None:
+    """Prints a path with the bytes that it has on the disk, whatever the locale, and above the progress bar if any."""
+    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    with tqdm.external_write_mode() if terminal else nullcontext():
+        click.echo(os.fsencode(path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="glance-pipeline")
 def main() -> None:
     """Slow-fast adapters for flow-matching text-to-image models."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no failure
 
 
 @main.command()
 @click.argument("prompts", nargs=-1)
-@click.option("--prompts-file", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Image i starts from seed + i.")
+@click.option("--prompts-file", type=click.Path(path_type=Path), help="A text file in UTF-8, one prompt a line.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, LAST_SEED), help="Image i starts from seed + i."
+)
 @click.option(
     "--bundle",
     default=artifacts.BUNDLE.as_posix(),
@@ -57,6 +105,12 @@ def main() -> None:
     help="A folder for one PNG per prompt, or a .png file: one image, or a grid of several.",
 )
 @click.option("--grid", is_flag=True, help="Write a grid beside the images in the folder too.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the images in the folder that were made of the same prompt, seed, bundle, base model and quantization, "
+    "as their PNG text says, and make the others.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Images in one forward.")
 @click.option("--offload", is_flag=True, help="One part of the model on the GPU at a time: less memory, seconds more.")
@@ -77,47 +131,68 @@ def generate(
     teacher: str | None,
     out: Path,
     grid: bool,
+    resume: bool,
     device: str,
     batch: int,
     offload: bool,
     quantization: str,
     compiled: bool,
 ) -> None:
-    """Generate an image per PROMPT with the base model and a slow-fast bundle."""
+    """Generate an image per PROMPT with the base model and a slow-fast bundle.
+
+    In a folder, each image is written as soon as its batch is made, and says in its PNG text what it was made of.
+    """
     texts = _prompts(prompts, prompts_file)
-    if out.suffix not in ("", ".png"):
-        raise ValueError(f"--out must be a folder or a .png file, got {out}")
+    _check_out(out, resume)
     folder = _bundle(bundle)
 
-    from pipeline import backbones, export, image_files
+    from pipeline import backbones, export, generating, image_files
     from stages import progress
 
     loaded = export.Bundle.load(folder)
+    one_file = out.suffix == ".png"
+    tiles = image_files.Grid(len(texts), loaded.height, loaded.width) if one_file or grid else None
     base = Path(teacher or loaded.base_model)
     if not base.exists():
         raise ValueError(f"the base model {base} is not here: go to the project's root, or name it with --teacher")
     digest = backbones.digest(base, loaded.loras)
     if digest != loaded.base_digest:
         raise ValueError(f"{bundle} was made for another model than {base}: {loaded.base_digest}, not {digest}")
-    backbone = backbones.load(
-        base, device, dtype=loaded.dtype, quantization=quantization, loras=loaded.loras, offload=offload
-    )
-    if compiled:
-        backbone.compile()
-    images = []
-    with progress(total=len(texts), what="generating", unit="image") as bar:
-        for first in range(0, len(texts), batch):
-            part = texts[first : first + batch]
-            seeds = list(range(seed + first, seed + first + len(part)))
-            try:
-                images += list(export.generate(backbone, loaded, part, seeds).cpu().numpy())
-            except RuntimeError as error:
-                if not compiled or not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-                    raise
-                raise ValueError(f"--compile needs a C++ compiler, and on a GPU Triton: {sentence(error)}") from error
-            bar.update(len(part))
-    for path in image_files.write(images, texts, out, grid):
-        click.echo(path)
+    origin = generating.Origin.of(loaded, quantization)
+    files = [] if one_file else [out / name for name in image_files.names(texts)]
+    kept = generating.finished(origin, texts, seed, files) if resume else set()
+    made = 0
+    try:
+        if len(kept) < len(texts):
+            backbone = backbones.load(
+                base, device, dtype=loaded.dtype, quantization=quantization, loras=loaded.loras, offload=offload
+            )
+            if compiled:
+                backbone.compile()
+            with progress(total=len(texts) - len(kept), what="generating", unit="image") as bar:
+                for number, image in generating.images(backbone, loaded, texts, seed, batch, skip=kept):
+                    if tiles:
+                        tiles.place(number, image)
+                    if files:
+                        image_files.save(image, files[number], origin.texts(texts[number], seed + number))
+                        made += 1
+                        _show(files[number])
+                    bar.update()
+    except BaseException as error:
+        there = len(kept) + made
+        if one_file and isinstance(error, KeyboardInterrupt):
+            error.add_note(f"{out} is not written")
+        elif there or isinstance(error, KeyboardInterrupt):
+            error.add_note(f"{there} of {len(texts)} images are in {out}, and --resume goes on from there")
+        raise
+    if tiles:
+        for number in kept:
+            tiles.place(number, image_files.read(files[number]))
+        path = out if one_file else out / image_files.GRID
+        image_files.save(tiles.image, path, origin.texts(texts[0], seed) if one_file and len(texts) == 1 else None)
+        _show(path)
+    if resume:
+        click.echo(f"{len(kept)} images kept, {made} made", err=True)
 
 
 @main.command()
@@ -147,9 +222,9 @@ def fetch() -> None:
     if not (wanted and Path(teacher.path).is_dir()):
         if teacher.hub is None:
             raise ValueError("teacher.hub must name owner/name@revision to fetch it, got null")
-        click.echo(hub.fetch(teacher.hub, teacher.path))
+        _show(hub.fetch(teacher.hub, teacher.path))
     for lora in wanted:
-        click.echo(hub.fetch_lora(lora))
+        _show(hub.fetch_lora(lora))
 
 
 @main.command()
@@ -161,7 +236,7 @@ def assemble(checkpoint: Path, base: Path, out: Path) -> None:
     """Make a teacher's folder of CHECKPOINT, a transformer in one .safetensors file, and the base's other parts."""
     from pipeline import assembling
 
-    click.echo(assembling.assemble(checkpoint, base, out))
+    _show(assembling.assemble(checkpoint, base, out))
 
 
 @main.command()
@@ -175,7 +250,7 @@ def pull(reference: str, out: Path | None) -> None:
     from pipeline import registry
 
     registry.parse(reference)
-    click.echo(registry.pull(reference, out or Path(_name(reference))))
+    _show(registry.pull(reference, out or Path(_name(reference))))
 
 
 @main.command("import")
@@ -231,7 +306,7 @@ def evaluate(bundle: str, out: Path | None) -> None:
     source = inputs.of_bundle(settings, folder)
     with artifacts.atomic_dir(out) as partial:
         run.evaluate(settings, source, partial, progress)
-    click.echo(out / "report.html")
+    _show(out / "report.html")
 
 
 @main.command()
@@ -314,14 +389,25 @@ def ablations() -> None:
 
 
 def _prompts(prompts: tuple[str, ...], prompts_file: Path | None) -> list[str]:
-    texts = list(prompts)
+    from pipeline.prompts import argument, clean, read
+
+    texts = [text for text in map(clean, map(argument, prompts)) if text]
     if prompts_file is not None:
-        texts += prompts_file.read_text(encoding="utf-8").splitlines()
-    texts = [text.strip() for text in texts if text.strip()]
+        texts += read(prompts_file, "--prompts-file")
     if not texts:
-        where = f"; {prompts_file} is empty" if prompts_file else ""
-        raise ValueError(f"generate needs at least one prompt, as an argument or in --prompts-file{where}")
+        raise ValueError("generate needs at least one prompt, as an argument or in --prompts-file")
     return texts
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    """Refuses an --out at which nothing can be written, before the model is loaded."""
+    one_file = out.suffix == ".png"
+    if out.suffix and not one_file:
+        raise ValueError(f"--out must be a folder or a .png file, got {out}")
+    if out.is_dir() if one_file else out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder or a .png file, got {out}, a {'folder' if one_file else 'file'}")
+    if resume and one_file:
+        raise ValueError(f"--resume needs a folder as --out, got {out}")
 
 
 def _name(bundle: str) -> str:

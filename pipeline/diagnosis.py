@@ -166,7 +166,7 @@ def run() -> Iterator[tuple[str, Finding]]:
 
 def _git(*arguments: str) -> str | None:
     """What a git command prints; None when it fails. Raises FileNotFoundError without git."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

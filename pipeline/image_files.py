@@ -1,47 +1,88 @@
 """Images as PNG files, each its own or all in one grid."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline import artifacts
 
+GRID = "grid.png"
+GRID_PIXELS = 2**27  # 400 MB in memory, and three quarters of what Pillow opens
 
-def write(images: Sequence[np.ndarray], prompts: Sequence[str], out: Path, grid: bool) -> list[Path]:
-    """Writes images as PNG files and returns their paths.
+
+def names(prompts: Sequence[str]) -> list[str]:
+    """The file names of the images of prompts: a number by which they sort, and the prompt's Latin letters."""
+    digits = max(3, len(str(len(prompts) - 1)))
+    stems = (re.sub(r"[^a-z0-9]+", "-", f"{i:0{digits}d} {prompt.lower()}"[:64]) for i, prompt in enumerate(prompts))
+    return [f"{stem.strip('-')}.png" for stem in stems]
+
+
+def save(image: np.ndarray, path: Path, texts: Mapping[str, str] | None = None) -> None:
+    """Writes an image, whole or not at all.
 
     Args:
-        images: uint8 (H, W, 3) each.
-        prompts: Of each image; its file is named after it.
-        out: A folder, or a .png file for one image or a grid of several.
-        grid: Whether the folder gets a grid too.
+        image: uint8 (H, W, 3).
+        path: The file.
+        texts: Text chunks of the PNG, by keyword.
     """
-    if out.suffix == ".png":
-        _save(images[0] if len(images) == 1 else tile(images), out)
-        return [out]
-    paths = []
-    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-        name = re.sub(r"[^a-z0-9]+", "-", f"{i:03d} {prompt.lower()}"[:64]).strip("-")
-        paths.append(out / f"{name}.png")
-        _save(image, paths[-1])
-    if grid:
-        paths.append(out / "grid.png")
-        _save(tile(images), paths[-1])
-    return paths
-
-
-def tile(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Lays images (H, W, 3) out in a nearly square grid, row by row, on black."""
-    columns = int(np.ceil(np.sqrt(len(images))))
-    rows = -(-len(images) // columns)
-    stack = np.stack([*images, *[np.zeros_like(images[0])] * (rows * columns - len(images))])
-    height, width = stack.shape[1:3]
-    return stack.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
-
-
-def _save(image: np.ndarray, path: Path) -> None:
+    chunks = PngInfo()
+    for keyword, text in (texts or {}).items():
+        chunks.add_text(keyword, text)
     with artifacts.atomic_file(path) as partial:
-        Image.fromarray(image).save(partial, format="PNG")
+        Image.fromarray(image).save(partial, format="PNG", pnginfo=chunks)
+
+
+def read(path: Path) -> np.ndarray:
+    """An image that `save` wrote, uint8 (H, W, 3)."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def texts(path: Path) -> dict[str, str]:
+    """The text chunks of a PNG file; {} where there is no file, or one that is broken or cut off."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            found = {keyword: text for keyword, text in image.info.items() if isinstance(text, str)}
+            image.verify()  # reads to the end and compares the checksums
+            return found
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return {}
+
+
+class Grid:
+    """Images side by side, nearly as many down as across, row by row on black; one image is itself.
+
+    Args:
+        count: How many images.
+        height: Of each, in pixels.
+        width: Of each, in pixels.
+
+    Raises:
+        ValueError: They are too many for one picture.
+    """
+
+    def __init__(self, count: int, height: int, width: int) -> None:
+        self.columns = int(np.ceil(np.sqrt(count)))
+        rows = -(-count // self.columns)
+        pixels = rows * height * self.columns * width
+        if pixels > GRID_PIXELS:
+            raise ValueError(
+                f"a grid must have at most {GRID_PIXELS} pixels, got {pixels} of {count} images of {height} x {width}: "
+                "use a folder without a grid"
+            )
+        self._tiles = np.zeros((rows, height, self.columns, width, 3), dtype=np.uint8)
+
+    def place(self, number: int, image: np.ndarray) -> None:
+        """Puts image `number`, uint8 (height, width, 3), in its place."""
+        row, column = divmod(number, self.columns)
+        self._tiles[row, :, column] = image
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8 (rows * height, columns * width, 3)."""
+        rows, height, columns, width, channels = self._tiles.shape
+        return self._tiles.reshape(rows * height, columns * width, channels)

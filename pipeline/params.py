@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import loras
+from pipeline.artifacts import read_text
 from pipeline.loras import Lora
 
 TYPE_NAMES = {
@@ -175,11 +176,11 @@ def load(path: str | Path = "params.yaml") -> Params:
     """Reads a parameter file.
 
     Raises:
-        ValueError: The file is missing or no YAML; a key is unknown or missing; a value has a wrong type or is out of
-            its range. The message names the key, the rule and the value.
+        ValueError: The file is missing, not UTF-8 or no YAML; a key is unknown or missing; a value has a wrong type or
+            is out of its range. The message names the key, the rule and the value.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing: run this in the root of the project") from error
     try:

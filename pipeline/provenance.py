@@ -119,7 +119,8 @@ def git_revision() -> str | None:
     """The commit that is checked out here, with `-dirty` when tracked files differ from it; None without one."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        return done.stdout.strip() or None
     except FileNotFoundError:  # no git on this machine
         return None
 

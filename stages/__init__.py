@@ -12,7 +12,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from pipeline import mends
+from pipeline import artifacts, mends
 from pipeline.params import Params, load
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,15 +68,16 @@ def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Comma
     return decorate
 
 
-def sentence(error: Exception) -> str:
-    """One line for a person: what went wrong and, for a full disk, what to do."""
+def sentence(error: Exception, command: str = "`dvc repro`") -> str:
+    """One line for a person: what went wrong and, for a full disk, which command to run again."""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         where = f" at {error.filename}" if error.filename else ""
-        return f"no space left to write{where} ({error.strerror}); free some and run `dvc repro` again"
-    if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
-    return " ".join(str(error).split())
+        said = f"no space left to write{where} ({error.strerror}); free some and run {command} again"
+    elif isinstance(error, OSError) and error.strerror:
+        said = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    else:
+        said = " ".join(str(error).split())
+    return artifacts.legible(said)
 
 
 def progress(iterable: Iterable | None = None, *, total: int | None = None, what: str, unit: str) -> tqdm:
@@ -90,7 +91,7 @@ def _warn_of_unwatched_prompts(params: Params) -> None:
         ("trajectories", params.trajectories.prompts_file),
         ("evaluation", params.evaluation.prompts_file),
     ):
-        if file is not None and not Path(file).resolve().is_relative_to(PROMPTS.resolve()):
+        if file is not None and not artifacts.named(file).resolve().is_relative_to(PROMPTS.resolve()):
             log.warning("%s.prompts_file: DVC sees changes of files in %s/ only, not of %s", section, PROMPTS, file)
 
 

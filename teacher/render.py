@@ -39,7 +39,7 @@ def main(autoencoder: Path, out: Path) -> None:
         latents.append(encode(vae, np.stack([image for _, image in batch])).half())
     out.mkdir(parents=True, exist_ok=True)
     save_file({"latents": torch.cat(latents)}, out / "latents.safetensors")
-    (out / "captions.txt").write_text("\n".join(captions) + "\n")
+    (out / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

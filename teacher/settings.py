@@ -11,7 +11,7 @@ def section(name: str, path: Path = Path("params.yaml")) -> dict:
     Raises:
         ValueError: The section is missing.
     """
-    params = YAML(typ="safe").load(path.read_text())
+    params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     if name not in params:
         raise ValueError(f"{path} must have a section {name!r}, got {sorted(params)}")
     return params[name]

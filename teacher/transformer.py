@@ -57,7 +57,7 @@ class Scenes:
             encoders: With the text encoders.
             task_weights: How much more often than by their number the scenes of a task are drawn.
         """
-        captions = (folder / "captions.txt").read_text().splitlines()
+        captions = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
         distinct = ["", *sorted(set(captions))]
         place = {caption: i for i, caption in enumerate(distinct)}
         self.latents = load_file(folder / "latents.safetensors")["latents"]

@@ -53,7 +53,7 @@ def test_every_family_has_words_of_its_tokenizer(make, tmp_path):
 
 
 def test_prompts_of_a_file_are_taken_from_it(recorded, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\na bird\n")
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa cat\r\n\u200b\r\na dog\r\na bird\r\n".encode())
     settings = replace(recorded.params.anchors, prompts_file=str(tmp_path / "prompts.txt"), prompts=2)
     recording = anchors.recording(replace(recorded.params, anchors=settings), recorded.partition, [])
     assert recording.prompts == ("a cat", "a dog")

@@ -45,6 +45,15 @@ def test_exponents_without_a_dot_are_numbers_as_in_dvc(tmp_path):
     assert params.load(tmp_path / "params.yaml").train_slow.learning_rate == 0.001
 
 
+def test_the_encoding_is_utf_8_with_or_without_a_byte_order_mark(tmp_path):
+    text = SHIPPED.read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8-sig")
+    assert params.load(tmp_path / "params.yaml") == params.load(SHIPPED)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match="params.yaml must be UTF-8 text, and line 1 is not: save it as UTF-8"):
+        params.load(tmp_path / "params.yaml")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

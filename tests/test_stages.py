@@ -216,3 +216,20 @@ def test_the_number_of_threads_is_set(project):
     (project / "params.yaml").write_text(re.sub(r"threads: \d+", "threads: 3", text))
     process = start(project, "print(torch.get_num_threads())", "import torch")
     assert process.communicate()[0].strip() == "3"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("a caf\u00e9\n", ""), ("a star\n\0\n", "line 2 of prompts/caf\u00e9.txt")]
+)
+def test_prompts_are_read_in_every_locale(project, content, said):
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace("prompts_file: null", "prompts_file: prompts/caf\u00e9.txt", 1)
+    (project / "params.yaml").write_text(text, encoding="utf-8")
+    (project / "prompts").mkdir()
+    (project / "prompts" / "caf\u00e9.txt").write_text(content, encoding="utf-8")
+    body = "click.echo(load_prompts(params.trajectories.prompts_file, 1, 'train', 0, 'trajectories')[0])"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    process = start(project, body, "import click\nfrom pipeline.prompts import load_prompts", env=env)
+    printed, error = process.communicate()
+    assert said in error and "Traceback" not in error and process.returncode == bool(said)
+    assert said or (printed, error) == (content, "")

@@ -274,7 +274,7 @@ def _call(*command: str, check: bool = True) -> str:
     Through files, not pipes: a queue worker that DVC leaves behind would hold a pipe open until the queue is empty.
     """
     here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # this dvc, this python
-    with TemporaryFile("w+", encoding="utf-8") as out, TemporaryFile("w+", encoding="utf-8") as err:
+    with TemporaryFile("w+", encoding="utf-8") as out, TemporaryFile("w+", encoding="utf-8", errors="replace") as err:
         try:
             code = subprocess.run(
                 command, stdout=out, stderr=err, check=False, env={**os.environ, "PATH": here}

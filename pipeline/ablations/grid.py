@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import params, partition
 from pipeline.ablations.results import METRICS
+from pipeline.artifacts import read_text
 from pipeline.evaluation.arms import PRODUCT, RECIPES
 from pipeline.params import Params
 from pipeline.provenance import flatten
@@ -122,7 +123,7 @@ def load(name: str, defaults: Params, folder: Path = FOLDER) -> Grid:
         known = ", ".join(names(folder)) or "nothing"
         raise ValueError(f"{file} is missing; {folder}/ has {known}")
     try:
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+        content = YAML(typ="safe", pure=True).load(read_text(file))
     except YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     try:

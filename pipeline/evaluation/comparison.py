@@ -240,7 +240,7 @@ def write(folder: Path, comparison: Comparison, metrics: dict, measured: Mapping
     }
     for name, frame in frames.items():
         with artifacts.atomic_file(folder / name) as partial:
-            frame.to_csv(partial, index=False)
+            frame.to_csv(partial, index=False, encoding="utf-8")
     with artifacts.atomic_file(folder / "grid.png") as partial:
         grid(content.titles, content.side_by_side).save(partial, "PNG", optimize=True)
     with artifacts.atomic_file(folder / "report.html") as partial:

@@ -153,7 +153,7 @@ def histories(slow: Path, fast: Path, controls_folder: Path) -> dict[str, Histor
     found: dict[str, History] = {}
     for name, folder in (("slow", slow), ("fast", fast), ("", controls_folder)):
         file = folder / "history.csv"
-        frame = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+        frame = pd.read_csv(file, encoding="utf-8") if file.is_file() else pd.DataFrame()
         if frame.empty:
             continue
         groups = frame.groupby("arm", sort=False) if "arm" in frame else [(name, frame)]

@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline import params
-from pipeline.artifacts import atomic_file
+from pipeline.artifacts import atomic_file, read_text
 
 Change = tuple[str, Any, Any]
 """(section.key, value before, value after)"""
@@ -38,7 +38,7 @@ def apply(name: str, path: str | Path = "params.yaml") -> list[Change]:
     if name not in names():
         raise ValueError(f"the preset must be one of {', '.join(names())}, got {name}")
     params.load(path)
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(path)
     content, wanted = YAML().load(text), _read((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))
     changes = [
         (section, key, value)
