@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import adapters
+from pipeline import adapters, artifacts
 from pipeline.backbones import quantization
 from pipeline.loras import Lora
 
@@ -123,7 +123,7 @@ def _scale(key: str, state: adapters.State, alphas: Mapping[str, Tensor], metada
 def _files(folder: Path) -> dict[str, Path]:
     """The safetensors file of every tensor of a folder."""
     found = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in (folder / name for name in artifacts.files(folder) if name.endswith(".safetensors")):
         with safe_open(file, framework="pt") as opened:
             found |= dict.fromkeys(opened.keys(), file)
     return found

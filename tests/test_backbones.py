@@ -236,6 +236,10 @@ def test_digest_follows_the_transformer_and_nothing_else(path, tmp_path):
     assert backbones.digest(path).startswith("sha256:")
     (copy / "vae" / "notes.txt").write_text("nothing to do with adapters")
     assert backbones.digest(copy) == backbones.digest(path)
+    (copy / "transformer" / ".DS_Store").touch()
+    (copy / "transformer").rename(tmp_path / "shared")
+    (copy / "transformer").symlink_to("../shared")
+    assert backbones.digest(copy) == backbones.digest(path)
     with (copy / "transformer" / "diffusion_pytorch_model.safetensors").open("ab") as file:
         file.write(b"0")
     assert backbones.digest(copy) != backbones.digest(path)
