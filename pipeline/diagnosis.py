@@ -93,10 +93,13 @@ def teacher() -> Finding:
         return Finding(False, f"{lora.path} is missing", lora.mend)
 
     from pipeline import backbones
+    from pipeline.backbones import weight_files
 
     try:
         base = backbones.load(path, loaded.runtime.device, (), settings.dtype, settings.quantization)
         base.schedule(settings.height, settings.width)
+        for name in (name for part in base.part_modules.values() for name in part):
+            weight_files.renamed(path / name)
     except (ValueError, OSError) as error:
         return Finding(False, str(error), "correct teacher in params.yaml, or restore or replace the folder")
     try:
