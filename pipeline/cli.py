@@ -271,11 +271,14 @@ def promote(reference: str | None, force: bool) -> None:
 
 
 @main.command()
+@click.option("--fix", is_flag=True, help="First remove what a DVC that was killed left unusable, .dvc/tmp/rwlock.")
 @one_sentence
-def doctor() -> None:
+def doctor(fix: bool) -> None:
     """Check git, DVC, packages, the teacher and the registry; say what is wrong and how to mend it."""
-    from pipeline import diagnosis
+    from pipeline import diagnosis, rwlock
 
+    if fix and (found := rwlock.repair(Path.cwd())):
+        click.echo(f"removed {rwlock.TMP / 'rwlock'}: {found}")
     wrong = 0
     for name, finding in diagnosis.run():
         wrong += not finding.ok

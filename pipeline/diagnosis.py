@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import artifacts, loras, params, tracking
+from pipeline import artifacts, loras, params, rwlock, tracking
 
 DISTRIBUTION = "glance-pipeline"
 
@@ -51,6 +51,14 @@ def dvc() -> Finding:
     if not Path("dvc.yaml").is_file():
         return Finding(False, "dvc.yaml is missing", "git checkout dvc.yaml")
     return Finding(True, "initialised")
+
+
+def dvc_record() -> Finding:
+    """Can DVC read its record of readers and writers?"""
+    found = rwlock.fault(Path.cwd())
+    if found:
+        return Finding(False, f"{rwlock.TMP / 'rwlock'} is unusable: {found}", "run `glance doctor --fix`")
+    return Finding(True, "readable, or none")
 
 
 def packages() -> Finding:
@@ -153,6 +161,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "git": git,
     "commit": commit,
     "dvc": dvc,
+    "dvc's record": dvc_record,
     "packages": packages,
     "params.yaml": parameters,
     "teacher": teacher,
