@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -213,6 +214,17 @@ def code_digest() -> str:
     root = Path(__file__).resolve().parent.parent
     files = sorted([*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")])
     return digest_of([[file.relative_to(root).as_posix(), file_digest(file)] for file in files])
+
+
+def other_checkout() -> str | None:
+    """Says that another checkout's code runs than that of the working directory; None where it has none, or it runs."""
+    for package in ("pipeline", "stages"):
+        own, running = Path.cwd() / package, sys.modules.get(package)
+        if running is not None and running.__file__ is not None and (own / "__init__.py").is_file():
+            folder = Path(running.__file__).parent
+            if not own.samefile(folder):
+                return f"this is the code of {folder.parent}, while {own.parent} has its own"
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -14,13 +14,20 @@ import click
 from pipeline import artifacts, mends
 from stages import sentence
 
+ANYWHERE = ("generate", "assemble", "pull", "doctor")  # what reads no params.yaml; the doctor says what is wrong
+
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what went wrong into one sentence and exit code 1."""
+    """Turns what went wrong into one sentence and exit code 1; in another checkout only ANYWHERE's commands run.
+
+    A checkout's params.yaml is meant for its own code, and what is measured and registered carries its revision.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
+            if function.__name__ not in ANYWHERE and (found := artifacts.other_checkout()):
+                raise ValueError(f"{found}: run `python -m pipeline.cli` here instead of `glance`")
             function(*args, **kwargs)
         except (ValueError, OSError) as error:
             raise click.ClickException(sentence(error)) from error

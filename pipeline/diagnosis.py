@@ -61,6 +61,14 @@ def dvc_record() -> Finding:
     return Finding(True, "readable, or none")
 
 
+def code() -> Finding:
+    """Does the code that runs belong to this checkout?"""
+    found = artifacts.other_checkout()
+    if found:
+        return Finding(False, found, "run `python -m pipeline.cli doctor`, or `make setup` and then .venv/bin/glance")
+    return Finding(True, artifacts.code_digest()[:12])
+
+
 def packages() -> Finding:
     """Are the installed versions in the ranges of the package's own metadata?"""
     try:
@@ -162,6 +170,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "commit": commit,
     "dvc": dvc,
     "dvc's record": dvc_record,
+    "code": code,
     "packages": packages,
     "params.yaml": parameters,
     "teacher": teacher,
