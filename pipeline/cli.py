@@ -14,7 +14,7 @@ import click
 from pipeline import artifacts, mends
 from stages import sentence
 
-ANYWHERE = ("generate", "assemble", "pull", "doctor")  # what reads no params.yaml; the doctor says what is wrong
+ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # read no params.yaml; the doctor says what is wrong
 
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
@@ -294,6 +294,25 @@ def doctor(fix: bool) -> None:
             click.echo(f"     mend: {finding.mend}")
     if wrong:
         raise click.ClickException(f"{wrong} of {len(diagnosis.CHECKS)} checks failed")
+
+
+@main.command()
+@click.option("--all", "everything", is_flag=True, help="Also what stopped stages, pulls by name and downloads left.")
+@one_sentence
+def clean(everything: bool) -> None:
+    """Empty .glance/cache: images of the bare model, which the next evaluation makes anew.
+
+    With --all also .glance/checkpoints: stages that were stopped begin anew, which can cost hours. And .glance/bundles:
+    versions that a command named as models:/... are pulled anew. And .glance/downloads: downloads that were stopped
+    begin anew. The registry stays.
+    """
+    from pipeline import leftovers, rwlock
+
+    if everything and (busy := rwlock.running(artifacts.dvc_root())):
+        raise ValueError(f"--all would take the checkpoints of what DVC runs ({busy}): wait for its end or stop it")
+    for name in leftovers.FOLDERS if everything else ("cache",):
+        freed = leftovers.clean(name)
+        click.echo(f"{freed.folder}: {freed.files} files, {freed.bytes / leftovers.GB:.3f} GB freed")
 
 
 @main.command()

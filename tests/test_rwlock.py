@@ -137,3 +137,13 @@ def test_nothing_is_removed_while_dvc_holds_its_lock(repository, record):
 
 def test_another_repositorys_dvc_does_not_count(busy, tmp_path):
     assert rwlock.running(tmp_path) is None and f"process {busy.pid}: dvc repro" == rwlock.running(tmp_path.cwd())
+
+
+def test_checkpoints_are_not_removed_while_dvc_runs(repository, busy):
+    kept = repository.folder / ".glance" / "checkpoints" / "x"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    done = CliRunner().invoke(cli.main, ["clean", "--all"])
+    what = f"--all would take the checkpoints of what DVC runs (process {busy.pid}: dvc repro)"
+    assert done.exit_code == 1 and done.stderr == f"Error: {what}: wait for its end or stop it\n" and kept.exists()
+    assert CliRunner().invoke(cli.main, ["clean"]).exit_code == 0
