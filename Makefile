@@ -1,47 +1,54 @@
 PYTHON ?= python3
 PORT   ?= 5000
-VENV   := $(CURDIR)/.venv
-STAMP  := $(VENV)/.installed
-STORE  := sqlite:///$(CURDIR)/.glance/mlflow.db
+BIN    := .venv/bin
+STAMP  := .venv/.installed
 
-export PATH := $(VENV)/bin:$(PATH)
+# Names are relative, since make cannot have a target with a space, and tools are called as modules: the first line of a
+# script in .venv/bin holds the project's path. PATH is for the stages, which DVC runs as `python -m stages.x`.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint ui teacher setup
+.PHONY: run test lint ui teacher setup place
 
 run: setup
 	@git rev-parse --verify --quiet HEAD >/dev/null || \
 		{ echo "make run: DVC needs a git repository with a commit: git init && git add . && git commit -m start" >&2; exit 1; }
 	@test -d .dvc || { echo "make run: .dvc is missing, this is no complete checkout" >&2; exit 1; }
-	@dvc repro
+	@$(BIN)/python -m pipeline.rwlock
+	@$(BIN)/python -m dvc repro
 	@echo
-	@echo "report    $(CURDIR)/artifacts/evaluation/report.html"
-	@echo "images    $(CURDIR)/artifacts/evaluation/grid.png"
-	@echo "bundle    $(CURDIR)/artifacts/bundle"
-	@echo "registry  $${MLFLOW_TRACKING_URI:-$(STORE)}   (make ui)"
+	@echo "report    $$PWD/artifacts/evaluation/report.html"
+	@echo "images    $$PWD/artifacts/evaluation/grid.png"
+	@echo "bundle    $$PWD/artifacts/bundle"
+	@echo "registry  $${MLFLOW_TRACKING_URI:-sqlite:///$$PWD/.glance/mlflow.db}   (make ui)"
 
 test: setup
-	@pytest
+	@$(BIN)/python -m pytest
 
 lint: setup
-	@ruff check .
+	@$(BIN)/python -m ruff check .
 
 # Makes the shipped teacher anew: more than an hour on two cores.
 teacher: setup
-	@cd teacher && dvc repro
+	@cd teacher && ../$(BIN)/python -m dvc repro
 	@rm -rf artifacts/teacher && cp -r teacher/build/teacher artifacts/teacher
 
 ui: setup
 	@echo "MLflow on http://127.0.0.1:$(PORT)"
 	@mkdir -p .glance
-	@mlflow ui --backend-store-uri "$(STORE)" --host 127.0.0.1 --port $(PORT)
+	@$(BIN)/python -m mlflow ui --backend-store-uri sqlite:///.glance/mlflow.db --host 127.0.0.1 --port $(PORT)
 
-setup: $(STAMP)
+setup: place $(STAMP)
+
+# A colon ends an entry of PATH, ? and % mean something in sqlite's address, the others in the commands that pip writes.
+place:
+	@case "$$PWD" in *[:\"\\\`\$$?%]*) \
+		printf '%s\n' "make: the project's path must be without any of : ? % \" \` \$$ \\, got $$PWD" >&2; exit 1;; esac
 
 # torch comes first and by its exact version, so that nothing else decides which build it is.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt | place
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ TRAIN_FAST = ROOT / "train_fast"
 TRAIN_CONTROLS = ROOT / "train_controls"
 BUNDLE = ROOT / "bundle"
 EVALUATION = ROOT / "evaluation"
+
+FOREIGN = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__")  # beside names that start with a dot
 
 
 def dvc_root() -> Path:
@@ -181,18 +184,48 @@ def file_digest(path: str | Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def folder_digest(path: str | Path, patterns: Sequence[str] = ("**/*",)) -> str:
-    """SHA-256 of the names and bytes of a folder's files that match a pattern, as "sha256:<hex>".
+def foreign(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or a note of the operating system or of Python: no content."""
+    return name.startswith(".") or name.lower() in FOREIGN
+
+
+def files(folder: str | Path) -> list[str]:
+    """The names of a folder's files below it, sorted; links are followed, and what is `foreign` is left out.
 
     Raises:
-        FileNotFoundError: No file matches.
+        ValueError: A link leads nowhere, or to a folder that holds the link.
+    """
+
+    def walk(place: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+        for path in place.iterdir():
+            if foreign(path.name):
+                continue
+            if path.is_dir():
+                real = path.resolve()
+                if any(one.is_relative_to(real) for one in above):
+                    raise ValueError(f"{path} is a link to {real}, which holds the link: remove it")
+                yield from walk(path, (*above, real))
+            elif path.is_file():
+                yield path
+            elif path.is_symlink():
+                raise ValueError(f"{path} is a link to {os.readlink(path)}, which is not there: restore or remove it")
+
+    folder = Path(folder)
+    return sorted(path.relative_to(folder).as_posix() for path in walk(folder, (folder.resolve(),)))
+
+
+def folder_digest(path: str | Path) -> str:
+    """SHA-256 of the names and bytes of a folder's `files`, as "sha256:<hex>".
+
+    Raises:
+        FileNotFoundError: There is no file.
+        ValueError: As `files` does.
     """
     path = Path(path)
-    found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
-    files = sorted(file.relative_to(path).as_posix() for file in found)
-    if not files:
-        raise FileNotFoundError(f"{path} holds no file that matches {', '.join(patterns)}")
-    return f"sha256:{digest_of([[name, file_digest(path / name)] for name in files])}"
+    names = files(path) if path.is_dir() else []
+    if not names:
+        raise FileNotFoundError(f"{path} holds no file")
+    return f"sha256:{digest_of([[name, file_digest(path / name)] for name in names])}"
 
 
 def digest_of(content: Any) -> str:
@@ -205,6 +238,17 @@ def code_digest() -> str:
     root = Path(__file__).resolve().parent.parent
     files = sorted([*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")])
     return digest_of([[file.relative_to(root).as_posix(), file_digest(file)] for file in files])
+
+
+def other_checkout() -> str | None:
+    """Says that another checkout's code runs than that of the working directory; None where it has none, or it runs."""
+    for package in ("pipeline", "stages"):
+        own, running = Path.cwd() / package, sys.modules.get(package)
+        if running is not None and running.__file__ is not None and (own / "__init__.py").is_file():
+            folder = Path(running.__file__).parent
+            if not own.samefile(folder):
+                return f"this is the code of {folder.parent}, while {own.parent} has its own"
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline import backbones
-from pipeline.artifacts import atomic_dir, link_or_copy
+from pipeline.artifacts import atomic_dir, files, link_or_copy, read_json
 
+INDEX, TRANSFORMER = "model_index.json", "transformer"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")  # of a transformer among other parts
 SCALES = ("scale_weight", "weight_scale", "scaled_fp8", "scale_input", "input_scale")  # of weights in 8 bits
 
@@ -27,23 +28,31 @@ def assemble(checkpoint: Path, base: Path, out: Path) -> Path:
 
     Raises:
         ValueError: `out` is there; the checkpoint is none, or its keys or shapes are not the base's; the base is no
-            folder of a known family.
+            folder of a known family, a part of it is missing, or a link in it leads nowhere or to its own folder.
     """
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")
     backbone = backbones.load(base, "cpu", parts=())
+    others = _others(base)
     transformer = backbone.skeleton()
     state = _fitting(_read(checkpoint), transformer, checkpoint, base)
     transformer.load_state_dict(state, assign=True)
     with atomic_dir(out) as folder:
-        transformer.save_pretrained(folder / "transformer")
-        for source in sorted(base.rglob("*")):
-            name = source.relative_to(base)
-            hidden = any(part.startswith(".") for part in name.parts)  # the hub's own notes
-            if source.is_file() and not hidden and name.parts[0] != "transformer":
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(source, folder / name)
+        transformer.save_pretrained(folder / TRANSFORMER)
+        for name in others:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(base / name, folder / name)
     return out
+
+
+def _others(base: Path) -> list[str]:
+    """The files of all parts but the transformer, which may be links or lie in linked folders."""
+    names = [name for name in files(base) if not name.startswith(f"{TRANSFORMER}/")]
+    parts = [name for name, entry in read_json(base / INDEX).items() if isinstance(entry, list) and any(entry)]
+    for part in parts:
+        if part != TRANSFORMER and not any(name.startswith(f"{part}/") for name in names):
+            raise ValueError(f"{base / part} holds no file, but {base / INDEX} names it: restore the part")
+    return names
 
 
 def _read(checkpoint: Path) -> dict[str, Tensor]:

@@ -21,14 +21,21 @@ from pipeline import artifacts, mends
 from stages import sentence
 
 LAST_SEED = 2**63 - 1  # torch takes twice as many, so that seed + i fits
+ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # read no params.yaml; the doctor says what is wrong
 
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what went wrong into one sentence and exit code 1; Ctrl-C into exit code 130, SIGTERM into 143."""
+    """Turns what went wrong into one sentence and exit code 1; Ctrl-C into exit code 130, SIGTERM into 143.
+
+    In another checkout only the commands of ANYWHERE run: a checkout's params.yaml is meant for its own code, and what
+    is measured and registered carries its revision.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
+            if function.__name__ not in ANYWHERE and (found := artifacts.other_checkout()):
+                raise ValueError(f"{found}: run `python -m pipeline.cli` here instead of `glance`")
             with _stoppable():
                 function(*args, **kwargs)
         except (ValueError, OSError) as error:
@@ -349,11 +356,14 @@ def promote(reference: str | None, force: bool) -> None:
 
 
 @main.command()
+@click.option("--fix", is_flag=True, help="First remove what a DVC that was killed left unusable, .dvc/tmp/rwlock.")
 @one_sentence
-def doctor() -> None:
+def doctor(fix: bool) -> None:
     """Check git, DVC, packages, the teacher and the registry; say what is wrong and how to mend it."""
-    from pipeline import diagnosis
+    from pipeline import diagnosis, rwlock
 
+    if fix and (found := rwlock.repair(Path.cwd())):
+        click.echo(f"removed {rwlock.TMP / 'rwlock'}: {found}")
     wrong = 0
     for name, finding in diagnosis.run():
         wrong += not finding.ok
@@ -362,6 +372,25 @@ def doctor() -> None:
             click.echo(f"     mend: {finding.mend}")
     if wrong:
         raise click.ClickException(f"{wrong} of {len(diagnosis.CHECKS)} checks failed")
+
+
+@main.command()
+@click.option("--all", "everything", is_flag=True, help="Also what stopped stages, pulls by name and downloads left.")
+@one_sentence
+def clean(everything: bool) -> None:
+    """Empty .glance/cache: images of the bare model, which the next evaluation makes anew.
+
+    With --all also .glance/checkpoints: stages that were stopped begin anew, which can cost hours. And .glance/bundles:
+    versions that a command named as models:/... are pulled anew. And .glance/downloads: downloads that were stopped
+    begin anew. The registry stays.
+    """
+    from pipeline import leftovers, rwlock
+
+    if everything and (busy := rwlock.running(artifacts.dvc_root())):
+        raise ValueError(f"--all would take the checkpoints of what DVC runs ({busy}): wait for its end or stop it")
+    for name in leftovers.FOLDERS if everything else ("cache",):
+        freed = leftovers.clean(name)
+        click.echo(f"{freed.folder}: {freed.files} files, {freed.bytes / leftovers.GB:.3f} GB freed")
 
 
 @main.command()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import artifacts, loras, params, tracking
+from pipeline import artifacts, loras, params, rwlock, tracking
 
 DISTRIBUTION = "glance-pipeline"
 
@@ -53,6 +53,22 @@ def dvc() -> Finding:
     return Finding(True, "initialised")
 
 
+def dvc_record() -> Finding:
+    """Can DVC read its record of readers and writers?"""
+    found = rwlock.fault(Path.cwd())
+    if found:
+        return Finding(False, f"{rwlock.TMP / 'rwlock'} is unusable: {found}", "run `glance doctor --fix`")
+    return Finding(True, "readable, or none")
+
+
+def code() -> Finding:
+    """Does the code that runs belong to this checkout?"""
+    found = artifacts.other_checkout()
+    if found:
+        return Finding(False, found, "run `python -m pipeline.cli doctor`, or `make setup` and then .venv/bin/glance")
+    return Finding(True, artifacts.code_digest()[:12])
+
+
 def packages() -> Finding:
     """Are the installed versions in the ranges of the package's own metadata?"""
     try:
@@ -93,10 +109,13 @@ def teacher() -> Finding:
         return Finding(False, f"{lora.path} is missing", lora.mend)
 
     from pipeline import backbones
+    from pipeline.backbones import weight_files
 
     try:
         base = backbones.load(path, loaded.runtime.device, (), settings.dtype, settings.quantization)
         base.schedule(settings.height, settings.width)
+        for name in (name for part in base.part_modules.values() for name in part):
+            weight_files.renamed(path / name)
     except (ValueError, OSError) as error:
         return Finding(False, str(error), "correct teacher in params.yaml, or restore or replace the folder")
     try:
@@ -150,6 +169,8 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "git": git,
     "commit": commit,
     "dvc": dvc,
+    "dvc's record": dvc_record,
+    "code": code,
     "packages": packages,
     "params.yaml": parameters,
     "teacher": teacher,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 from torch import Tensor
 
-from pipeline import adapters, lora_files
+from pipeline import adapters, artifacts, lora_files
 from pipeline.backbones import quantization
 from pipeline.loras import Lora
 
@@ -57,7 +57,7 @@ def fuse(backbone: StockBackbone, loras: Sequence[Lora], kind: str) -> None:
 def _files(folder: Path) -> dict[str, Path]:
     """The safetensors file of every tensor of a folder."""
     found = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in (folder / name for name in artifacts.files(folder) if name.endswith(".safetensors")):
         with safe_open(file, framework="pt") as opened:
             found |= dict.fromkeys(opened.keys(), file)
     return found

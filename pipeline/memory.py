@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline import backbones, mends
+from pipeline import artifacts, backbones, mends
 from pipeline.backbones.stock import StockBackbone
 from pipeline.params import Params
 
@@ -122,4 +122,5 @@ def _adapted(backbone: StockBackbone, skeleton: nn.Module, params: Params) -> fl
 
 def _folder_bytes(backbone: StockBackbone, path: Path, part: str) -> float:
     folders = [path / name for name in backbone.part_modules[part]]
-    return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    files = (folder / name for folder in folders if folder.is_dir() for name in artifacts.files(folder))
+    return sum(file.stat().st_size for file in files if file.suffix == ".safetensors")

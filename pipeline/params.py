@@ -152,6 +152,7 @@ class RuntimeParams:
     threads: int = _number(at_least=0)
     gradient_checkpointing: bool
     offload: bool
+    cache_limit_gb: float = _number(at_least=0)
 
 
 @dataclass(frozen=True)

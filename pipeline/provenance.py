@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline import artifacts
 from pipeline.artifacts import read_json
 from pipeline.tracking import Metric
 
@@ -53,7 +54,7 @@ def shown(outs: Iterable[Path]) -> dict[Path, str]:
     every = {
         file: file.relative_to(out.parent).parent.as_posix()
         for out in outs
-        for file in ([out] if out.is_file() else sorted(out.rglob("*")))
+        for file in ([out / name for name in artifacts.files(out)] if out.is_dir() else [out])
     }
     return {file: folder for file, folder in every.items() if file.suffix in SHOWN and file.is_file()}
 

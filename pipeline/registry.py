@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline import provenance, tracking
+from pipeline import artifacts, provenance, tracking
 from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, dvc_root, folder_digest, read_json
 from pipeline.params import Params
 from pipeline.tracking import Store, Version
@@ -155,7 +155,7 @@ def pull(reference: str, target: Path | None = None) -> Path:
         target = dvc_root() / ".glance" / "bundles" / digest.removeprefix("sha256:")
     with tracking.locked():  # two pulls of a version into one folder: the second finds it there
         if target.exists():
-            if target.is_dir() and any(target.iterdir()) and bundle_digest(target) == digest:
+            if target.is_dir() and artifacts.files(target) and bundle_digest(target) == digest:
                 return target
             raise ValueError(f"{target} exists and is not {version}: remove it, or name another folder")
         check_files(str(version), store.files(version))
@@ -165,18 +165,18 @@ def pull(reference: str, target: Path | None = None) -> Path:
             got = bundle_digest(download)
             if got != digest:
                 raise ValueError(f"{version} does not match its digest: registered as {digest}, downloaded {got}")
-            for file in download.iterdir():
-                file.rename(partial / file.name)
+            for name in artifacts.files(download):
+                (download / name).rename(partial / name)
     return target
 
 
 def check_files(owner: str, names: Iterable[str]) -> None:
-    """Refuses names that no bundle has: a pickle or a program in a download is never read.
+    """Refuses names that no bundle has: a pickle or a program in a download is never read; nor is a hidden file.
 
     Raises:
         ValueError: There is no file, or one that is not safetensors, json or md.
     """
-    names = sorted(names)
+    names = sorted(name for name in names if not artifacts.foreign(name.rstrip("/@")))
     if not names:
         raise ValueError(f"{owner} holds no files")
     for name in names:

@@ -1,6 +1,7 @@
 """Noise levels: base level u -> shifted sigma -> timestep = 1000 sigma, all in float64."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,28 @@ from torch import Tensor
 SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
 NUM_TRAIN_TIMESTEPS = 1000
 LEVEL_TOLERANCE = 1e-9  # 1 - i / N against a threshold typed with two digits
+MAX_MU = 10  # beyond it the first or the last levels are one number in float32
+LINE_OF_MU = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+UNSUPPORTED_OPTIONS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_flow_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+SCHEDULER_DEFAULTS = {  # of diffusers, for keys that a file lacks
+    "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "shift_terminal": None,
+    "time_shift_type": "exponential",
+    **dict.fromkeys(UNSUPPORTED_OPTIONS, False),
+}
 
 
 def base_levels(num_steps: int) -> Tensor:
@@ -93,44 +116,66 @@ class Schedule:
         """The schedule of a diffusers scheduler_config.json for images of num_tokens latent tokens.
 
         Raises:
-            ValueError: The scheduler is no flow-matching Euler one, or has an option that bends its levels otherwise.
+            ValueError: As `check_scheduler` does; or the shift leaves no distinct levels for so many tokens.
         """
         check_scheduler(config)
-        return cls(_log_odds_factor(config, num_tokens), config.get("shift_terminal"))
+        return cls(_log_odds_factor(SCHEDULER_DEFAULTS | dict(config), num_tokens), config.get("shift_terminal"))
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:
-    """Raises ValueError unless a scheduler_config.json is a flow-matching Euler one, with levels as `Schedule` has."""
+    """Refuses a scheduler_config.json whose levels in diffusers are not those of `Schedule`.
+
+    Values that diffusers does not read are not checked: `shift` where use_dynamic_shifting is on, the two points of the
+    line of mu where it is off.
+
+    Raises:
+        ValueError: The scheduler is no flow-matching Euler one, an option bends its levels otherwise, or a value is of
+            another type or out of its range.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"the scheduler's configuration must be a JSON object, got {config!r}")
     name = config.get("_class_name")
     if name != SCHEDULER_CLASS:
-        raise ValueError(f"the scheduler must be a {SCHEDULER_CLASS}, got {name}")
+        mend = "choose a flow-matching model, one that predicts noise or v cannot be followed"
+        raise ValueError(f"the scheduler must be a {SCHEDULER_CLASS}, got {name}; {mend}")
+    values = SCHEDULER_DEFAULTS | dict(config)
+
+    def require(key: str, fits: bool, rule: str) -> None:
+        if not fits:
+            raise ValueError(f"the scheduler's {key} must {rule}, got {values[key]!r}")
+
     for option in UNSUPPORTED_OPTIONS:
-        if config.get(option):
-            raise ValueError(f"the scheduler's {option} must be off, got {config[option]}")
-    timesteps = config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS)
-    if timesteps != NUM_TRAIN_TIMESTEPS:
-        raise ValueError(f"the scheduler's num_train_timesteps must be {NUM_TRAIN_TIMESTEPS}, got {timesteps}")
+        require(option, values[option] == 0, "be false")
+    timesteps, terminal = values["num_train_timesteps"], values["shift_terminal"]
+    whole = type(timesteps) is int and timesteps == NUM_TRAIN_TIMESTEPS
+    require("num_train_timesteps", whole, f"be {NUM_TRAIN_TIMESTEPS}")
+    require("use_dynamic_shifting", values["use_dynamic_shifting"] in (True, False, None), "be true or false")
+    require("time_shift_type", values["time_shift_type"] in ("exponential", "linear"), "be exponential or linear")
+    in_range = terminal is None or _number(terminal) and 0 <= terminal < 1
+    require("shift_terminal", in_range, "be null, or at least 0 and below 1")
+    if not values["use_dynamic_shifting"]:
+        require("shift", _number(values["shift"]) and values["shift"] > 0, "be a number above 0")
+        return
+    for key in LINE_OF_MU:
+        require(key, _number(values[key]), "be a number")
+    different = values["max_image_seq_len"] != values["base_image_seq_len"]
+    require("max_image_seq_len", different, "differ from base_image_seq_len")
 
 
-UNSUPPORTED_OPTIONS = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_flow_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
-)
+def _number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _log_odds_factor(config: Mapping[str, Any], num_tokens: int) -> float:
-    """diffusers' own defaults stand in for keys that old configs lack."""
-    if not config.get("use_dynamic_shifting", False):
-        return math.log(config.get("shift", 1.0))
-    mu = resolution_mu(
-        num_tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
-    return mu if config.get("time_shift_type", "exponential") == "exponential" else math.log(mu)
+    """mu of a checked configuration."""
+    if config["use_dynamic_shifting"]:
+        keys, mu = "base_shift and max_shift", resolution_mu(num_tokens, *(config[key] for key in LINE_OF_MU))
+        if config["time_shift_type"] == "linear":
+            mu = math.log(mu) if mu > 0 else -math.inf
+    else:
+        keys, mu = "shift", math.log(config["shift"])
+    if not abs(mu) <= MAX_MU:
+        rule = f"give a factor on the odds of u from e^-{MAX_MU} to e^{MAX_MU} for {num_tokens} tokens"
+        raise ValueError(f"the scheduler's {keys} must {rule}, got e^{mu:g}")
+    return mu

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
+from pipeline import artifacts
 from pipeline.artifacts import dvc_root
 
 PING_S = 5.0  # seconds a server has to answer at all
@@ -224,8 +225,9 @@ class Store:
 
     @_one_sentence
     def log_folder(self, run_id: str, source: Path, folder: str) -> str:
-        """Copies a folder into a run's artifacts as `folder`; returns its URI."""
-        self._client.log_artifacts(run_id, str(source), folder)
+        """Copies a folder's files into a run's artifacts as `folder`; returns its URI."""
+        for name in artifacts.files(source):
+            self._client.log_artifact(run_id, str(source / name), (Path(folder) / name).parent.as_posix())
         return f"{self._client.get_run(run_id).info.artifact_uri.rstrip('/')}/{folder}"
 
     @_one_sentence

@@ -34,8 +34,9 @@ if sys.argv[:1] == ["-m"]:  # this package is being run; set here so that Ctrl-C
 def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Command]:
     """Makes a stage's command from a function of the parameters.
 
-    The command reads params.yaml of the working directory, sets the number of threads, and says what is wrong in one
-    sentence: ValueError, OSError and memory that runs out give exit code 1, Ctrl-C gives 130.
+    The command refuses to be the code of another checkout, reads params.yaml of the working directory, sets the number
+    of threads, warns of what DVC does not watch, and says what is wrong in one sentence: ValueError, OSError and memory
+    that runs out give exit code 1, Ctrl-C gives 130.
 
     Args:
         name: The stage, as in dvc.yaml; it opens every message.
@@ -48,9 +49,11 @@ def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Comma
         def command(traceback: bool) -> None:
             logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
             try:
+                _check_code()
                 params = load()
                 set_threads(params.runtime.threads)
                 _warn_of_unwatched_prompts(params)
+                _warn_of_linked_folders(params)
                 function(params)
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 if mends.out_of_memory(error):
@@ -84,6 +87,27 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, what
     """A progress bar that says what is being done; in a log file it prints a line every ten seconds at most."""
     every = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(iterable, total=total, desc=what, unit=unit, mininterval=every, maxinterval=every, dynamic_ncols=True)
+
+
+def _check_code() -> None:
+    """Refuses to run the code of another checkout, which DVC would record as what this one's code made.
+
+    `python -m` puts the working directory first on Python's path, unless it is told not to: then it finds the checkout
+    that is installed.
+
+    Raises:
+        ValueError: The working directory is another checkout than the one of this code.
+    """
+    found = artifacts.other_checkout()
+    if found:
+        raise ValueError(f"{found}: unset PYTHONSAFEPATH, and run Python without -P and -I")
+
+
+def _warn_of_linked_folders(params: Params) -> None:
+    folder = Path(params.teacher.path)
+    linked = sorted(p.name for p in folder.iterdir() if p.is_symlink() and p.is_dir()) if folder.is_dir() else []
+    if linked:
+        log.warning("teacher.path: DVC sees no change in the linked folders of %s: %s", folder, ", ".join(linked))
 
 
 def _warn_of_unwatched_prompts(params: Params) -> None:

@@ -20,6 +20,11 @@ BASES: dict[str, tuple[str, Change, str]] = {
         lambda content: content.update(_class_name="EulerDiscreteScheduler", prediction_type="v_prediction"),
         "the scheduler must be a FlowMatchEulerDiscreteScheduler, got EulerDiscreteScheduler; choose",
     ),
+    "shift": (
+        "artifacts/teacher/scheduler/scheduler_config.json",
+        lambda content: content.update(use_dynamic_shifting=False, shift=0),
+        "teacher/scheduler/scheduler_config.json: the scheduler's shift must be a number above 0, got 0",
+    ),
     "transformer": (
         "artifacts/teacher/transformer/config.json",
         lambda content: content.update(_class_name="PixArtTransformer2DModel"),

@@ -120,17 +120,74 @@ def test_folder_digest_sees_names_and_bytes_but_not_the_place(tmp_path):
     assert len({make("c", "x", "1"), make("d", "y", "1"), make("e", "x", "2")}) == 3
 
 
-def test_folder_digest_takes_only_what_matches(tmp_path):
-    (tmp_path / "x.safetensors").touch()
-    before = artifacts.folder_digest(tmp_path, ["*.safetensors", "*"])
-    assert artifacts.folder_digest(tmp_path, ["*.safetensors"]) == before
-    (tmp_path / "README.md").touch()
-    assert artifacts.folder_digest(tmp_path, ["*.safetensors"]) == before != artifacts.folder_digest(tmp_path)
+FOREIGN = [
+    ".DS_Store",
+    "sub/._x",
+    "sub/.gitignore",
+    "Thumbs.db",
+    "sub/Desktop.ini",
+    ".cache/huggingface/x.metadata",
+    ".huggingface/x",
+    "sub/__pycache__/x.pyc",
+    "__MACOSX/x",
+]
+
+
+def test_hidden_files_and_those_of_the_operating_system_are_no_content(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x").write_text("1")
+    before = artifacts.folder_digest(tmp_path)
+    assert before == f"sha256:{artifacts.digest_of([['sub/x', artifacts.file_digest(tmp_path / 'sub/x')]])}"
+    for name in FOREIGN:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("note")
+    assert artifacts.files(tmp_path) == ["sub/x"] and artifacts.folder_digest(tmp_path) == before
+
+
+def test_the_digest_of_a_folder_with_links_is_that_of_the_same_files_in_one_place(tmp_path):
+    for folder in ("plain/sub/deep", "away/deep", "linked"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("plain/sub/deep/x", "away/deep/x"):
+        (tmp_path / file).write_text("1")
+    (tmp_path / "linked" / "sub").symlink_to("../away")
+    assert artifacts.files(tmp_path / "linked") == ["sub/deep/x"]
+    before = artifacts.folder_digest(tmp_path / "linked")
+    assert before == artifacts.folder_digest(tmp_path / "plain")
+    (tmp_path / "away/deep/x").write_text("2")
+    assert artifacts.folder_digest(tmp_path / "linked") != before
+
+
+@pytest.mark.parametrize(("loop", "target"), [("loop", "."), ("loop", ".."), ("sub/loop", ".."), ("sub/loop", "../..")])
+def test_a_link_to_a_folder_that_holds_it_is_named(tmp_path, loop, target):
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    (tmp_path / "a" / loop).symlink_to(target)
+    with pytest.raises(ValueError, match=f"a/{loop} is a link to .*, which holds the link: remove it"):
+        artifacts.files(tmp_path / "a")
+
+
+def test_links_between_two_folders_that_lead_in_a_circle_are_named(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "next").symlink_to(f"../{other}")
+    with pytest.raises(ValueError, match="a/next/next is a link to .*, which holds the link: remove it"):
+        artifacts.files(tmp_path / "a")
+
+
+@pytest.mark.parametrize("target", ["nowhere", "gone"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, target):
+    (tmp_path / "gone").symlink_to(target)
+    with pytest.raises(ValueError, match=f"gone is a link to {target}, which is not there: restore or remove it"):
+        artifacts.folder_digest(tmp_path)
+    (tmp_path / "gone").rename(tmp_path / ".#lock")  # an editor's note
+    (tmp_path / "x").touch()
+    assert artifacts.files(tmp_path) == ["x"]
 
 
 def test_folder_digest_refuses_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no file that matches \*.json"):
-        artifacts.folder_digest(tmp_path, ["*.json"])
+    (tmp_path / ".DS_Store").touch()
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"{folder} holds no file"):
+            artifacts.folder_digest(folder)
 
 
 def test_digest_of_takes_equal_values_for_equal():

@@ -1,6 +1,7 @@
 """A single-file checkpoint becomes a teacher's folder."""
 
 import filecmp
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from pipeline import assembling, backbones
+from pipeline import artifacts, assembling, backbones
 from pipeline.cli import main
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 
@@ -70,6 +71,63 @@ def test_the_folder_is_the_model_that_the_checkpoint_came_from(folders, tmp_path
     assert others == {p.relative_to(made) for p in made.rglob("*") if p.is_file() and "transformer" not in p.parts}
     for name in others:
         assert filecmp.cmp(base / name, made / name) and (base / name).stat().st_ino == (made / name).stat().st_ino
+
+
+@pytest.fixture
+def shared(folders, tmp_path):
+    """A base whose T5 lies elsewhere behind links, and a checkpoint for it."""
+    base = tmp_path / "base"
+    shutil.copytree(folders["flux"][0], base)
+    for part in ("text_encoder_2", "tokenizer_2"):
+        (base / part).rename(tmp_path / part)
+        (base / part).symlink_to(f"../{part}")
+    save_file(tensors(folders["flux"][1]), tmp_path / "own.safetensors")
+    return base
+
+
+def test_parts_behind_links_are_in_the_folder(shared, tmp_path):
+    (shared / "vae" / "config.json").rename(tmp_path / "config.json")
+    (shared / "vae" / "config.json").symlink_to("../../config.json")
+    made = assembling.assemble(tmp_path / "own.safetensors", shared, tmp_path / "made")
+    assert not any(path.is_symlink() for path in made.rglob("*"))
+    assert DiffusionPipeline.from_pretrained(made).text_encoder_2 is not None
+    assert [n for n in artifacts.files(made) if "transformer" not in n] == [
+        n for n in artifacts.files(shared) if "transformer" not in n
+    ]
+
+
+def test_notes_of_the_operating_system_are_left_behind(shared, tmp_path):
+    for name in (".DS_Store", "vae/._config.json", "vae/Thumbs.db", "tokenizer/desktop.ini", ".cache/x"):
+        (shared / name).parent.mkdir(exist_ok=True)
+        (shared / name).write_text("note")
+    made = assembling.assemble(tmp_path / "own.safetensors", shared, tmp_path / "made")
+    assert artifacts.files(made) == sorted(p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file())
+
+
+def remove_files(part):
+    for file in part.iterdir():
+        file.unlink()
+
+
+SPOILT = {
+    "text_encoder_2 is a link to ../text_encoder_2, which is not there: restore or remove it": lambda base: (
+        base.with_name("text_encoder_2").rename(base.with_name("moved"))
+    ),
+    "vae/loop is a link to .*/base, which holds the link: remove it": lambda base: (base / "vae/loop").symlink_to(".."),
+    "tokenizer holds no file, but .*/model_index.json names it: restore the part": lambda base: shutil.rmtree(
+        base / "tokenizer"
+    ),
+    "tokenizer_2 holds no file, but": lambda base: remove_files(base / "tokenizer_2"),
+}
+
+
+@pytest.mark.parametrize("message", SPOILT)
+def test_a_part_that_cannot_be_copied_is_named_and_nothing_is_written(shared, tmp_path, message):
+    SPOILT[message](shared)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):
+        assembling.assemble(tmp_path / "own.safetensors", shared, tmp_path / "made")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_keys_of_the_authors_are_converted(folders, tmp_path):

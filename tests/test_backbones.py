@@ -225,6 +225,74 @@ def test_missing_weights_are_named(path, tmp_path):
         backbones.load(broken, parts=("transformer",))
 
 
+def save(path, folder, variant=None, shards=1, parts=("transformer", "text_encoder_2", "vae")):
+    """A copy of a teacher whose parts have their weights as a variant, in so many shards or more."""
+    shutil.copytree(path, folder)
+    pipe = DiffusionPipeline.from_pretrained(path)
+    for part in parts:
+        size = sum(tensor.nbytes for tensor in getattr(pipe, part).state_dict().values()) // shards
+        for file in (folder / part).glob("*.safetensors"):
+            file.unlink()
+        getattr(pipe, part).save_pretrained(folder / part, variant=variant, max_shard_size=size + 1)
+    return folder
+
+
+def same_weights(one, other):
+    states = [
+        {name: getattr(backbone.pipeline, name).state_dict() for name in ("transformer", "text_encoder_2", "vae")}
+        for backbone in (one, other)
+    ]
+    return all(
+        torch.equal(states[0][part][key], tensor) for part, state in states[1].items() for key, tensor in state.items()
+    )
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "own"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_weights_of_a_variant_are_loaded_where_no_others_are(path, backbone, tmp_path, variant, shards):
+    folder = save(path, tmp_path / "teacher", variant, shards)
+    for part in ("transformer", "text_encoder_2"):
+        names = [file.name for file in (folder / part).iterdir()]
+        assert any(name.endswith(f".index.{variant}.json") for name in names) == (shards > 1)
+        assert all(variant in name for name in names if "safetensors" in name)
+    (folder / "vae" / "LICENSE").touch()
+    assert same_weights(backbones.load(folder, "cpu"), backbone)
+
+
+def test_plain_weights_go_before_a_variant_and_one_variant_before_another(path, backbone, tmp_path):
+    other = make_tiny_flux(tmp_path / "other", seed=1)
+    folder = shutil.copytree(path, tmp_path / "teacher")
+    name = "diffusion_pytorch_model{}.safetensors"
+    shutil.copy(other / "transformer" / name.format(""), folder / "transformer" / name.format(".fp16"))
+    assert same_weights(backbones.load(folder, "cpu"), backbone)
+    (folder / "transformer" / name.format("")).rename(folder / "transformer" / name.format(".bf16"))
+    shutil.move(folder / "vae" / name.format(""), folder / "vae" / name.format(".fp16"))
+    assert same_weights(backbones.load(folder, "cpu"), backbone)
+
+
+@pytest.mark.parametrize("file", ["diffusion_pytorch_model.bin", "pytorch_model.fp16.bin", "model.ckpt"])
+def test_weights_that_are_pickles_alone_are_refused(path, tmp_path, file):
+    folder = shutil.copytree(path, tmp_path / "teacher")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").rename(folder / "transformer" / file)
+    with pytest.raises(ValueError, match=rf"transformer holds its weights as a pickle alone \({file}\), which"):
+        backbones.load(folder, "cpu")
+
+
+def test_a_broken_variant_is_named_in_the_teachers_folder(path, tmp_path):
+    folder = save(path, tmp_path / "teacher", "fp16", 3)
+    next((folder / "transformer").glob("*-00002-of-*.safetensors")).unlink()
+    with pytest.raises(ValueError, match=f"teacher: {folder} cannot be loaded: (?!.*glance-weights)"):
+        backbones.load(folder, "cpu")
+
+
+def test_a_shift_without_distinct_levels_at_a_size_is_refused_with_its_file(path, tmp_path):
+    folder = shutil.copytree(path, tmp_path / "teacher")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_shift": 1e4}))
+    with pytest.raises(ValueError, match=f"teacher.path: {file}: the scheduler's base_shift and max_shift must"):
+        backbones.load(folder, "cpu", ()).schedule(64, 64)
+
+
 def test_the_device_of_auto_and_of_a_name():
     assert backbones.resolve_device("cpu") == torch.device("cpu")
     assert backbones.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -235,6 +303,10 @@ def test_digest_follows_the_transformer_and_nothing_else(path, tmp_path):
     assert backbones.digest(copy) == backbones.digest(path)
     assert backbones.digest(path).startswith("sha256:")
     (copy / "vae" / "notes.txt").write_text("nothing to do with adapters")
+    assert backbones.digest(copy) == backbones.digest(path)
+    (copy / "transformer" / ".DS_Store").touch()
+    (copy / "transformer").rename(tmp_path / "shared")
+    (copy / "transformer").symlink_to("../shared")
     assert backbones.digest(copy) == backbones.digest(path)
     with (copy / "transformer" / "diffusion_pytorch_model.safetensors").open("ab") as file:
         file.write(b"0")

@@ -92,6 +92,12 @@ def test_a_teacher_that_cannot_be_followed(project, kind):
     assert not diagnosis.fit().ok or kind in PARAMETERS
 
 
+def test_a_teacher_of_pickles(project):
+    folder = make_tiny_flux(project / "artifacts/teacher") / "vae"
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
+    assert wrong(diagnosis.teacher(), "artifacts/teacher/vae holds its weights as a pickle alone")
+
+
 def test_registry(project, monkeypatch):
     assert diagnosis.registry().ok and not (project / ".glance").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")

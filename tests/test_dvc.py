@@ -9,6 +9,8 @@ import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from pipeline import artifacts
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "stages", "teacher")
 EDGES = {
@@ -104,6 +106,17 @@ def test_plots_lie_in_what_the_stages_write():
         name, settings = next(iter(plot.items())) if isinstance(plot, dict) else (plot, {})
         for file in settings["y"] if isinstance(settings.get("y"), dict) else [name]:
             assert outs & {file, *(str(folder) for folder in Path(file).parents)}, f"no stage writes {file}"
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._x", "Thumbs.db", "Desktop.ini", ".cache/x", "__MACOSX/x"])
+def test_dvc_sees_no_file_that_the_digests_leave_out(name):
+    place = ROOT / "artifacts" / "teacher" / "transformer" / name
+    assert artifacts.foreign(Path(name).parts[0]) and Repo(ROOT).dvcignore.is_ignored_file(str(place))
+
+
+def test_dvc_sees_every_file_of_the_teacher():
+    ignored, teacher = Repo(ROOT).dvcignore.is_ignored_file, ROOT / "artifacts" / "teacher"
+    assert not any(ignored(str(teacher / name)) for name in artifacts.files(teacher))
 
 
 def test_dvc_stages_its_files_and_reports_nothing():

@@ -1,4 +1,5 @@
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +68,10 @@ def test_the_experiment_is_the_one_of_dvc(monkeypatch):
     assert provenance.dvc_experiment() is None
     monkeypatch.setenv("DVC_EXP_NAME", "calm-fish")
     assert provenance.dvc_experiment() == "calm-fish"
+
+
+def test_hidden_files_are_not_shown(here):
+    (here / "out").mkdir()
+    for name in ("grid.png", "._grid.png", "._history.csv", "model.safetensors"):
+        (here / "out" / name).write_bytes(b"\xff")
+    assert provenance.shown([Path("out"), Path("nowhere"), Path("out/grid.png")]) == {Path("out/grid.png"): "."}

@@ -218,6 +218,25 @@ def test_pull_brings_the_bytes_that_were_registered(project, tmp_path):
     assert cached.parent == project / ".glance/bundles" and registry.pull(f"models:/{NAME}/1") == cached
 
 
+def test_hidden_files_beside_a_bundle_are_no_part_of_it(project, tmp_path):
+    notes = (".DS_Store", "._slow.safetensors", "Thumbs.db")
+    bundle = project / "artifacts/bundle"
+    digest, names = bundle_digest(bundle), sorted(path.name for path in bundle.iterdir())
+    for name in notes:
+        (bundle / name).write_text("note")
+    (bundle / ".cache").mkdir()
+    (bundle / ".cache/run.py").write_text("note")
+    done = registry.register(params.load())
+    assert done.version.tags["bundle_digest"] == digest
+    (stored,) = project.glob(".glance/mlartifacts/*/artifacts/bundle")
+    assert sorted(path.name for path in stored.iterdir()) == names
+    (stored / ".DS_Store").write_text("note")
+    folder = registry.pull(CANDIDATE, tmp_path / "pulled")
+    assert sorted(path.name for path in folder.iterdir()) == names
+    (folder / ".DS_Store").write_text("note")
+    assert registry.pull(CANDIDATE, folder) == folder
+
+
 def test_register_and_pull_over_http(fresh_project, server, tmp_path, monkeypatch):
     uri, artifacts = server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from pipeline.schedule import Schedule, base_levels, resolution_mu, shift, stretch_terminal, unshift
+from pipeline.schedule import Schedule, base_levels, check_scheduler, resolution_mu, shift, stretch_terminal, unshift
 
 FLUX = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -123,15 +124,76 @@ def test_sigmas_refuses_levels_that_are_no_path(u, message):
         Schedule(mu=0.5).sigmas(u)
 
 
+STATIC = FLUX | {"use_dynamic_shifting": False, "shift": 3.0}
+REFUSED = [
+    (FLUX, {"_class_name": "DDIMScheduler"}, "must be a FlowMatchEulerDiscreteScheduler, got DDIMScheduler; choose a"),
+    (FLUX, {"use_karras_sigmas": True}, "use_karras_sigmas must be false, got True"),
+    (FLUX, {"use_exponential_sigmas": True}, "use_exponential_sigmas must be false, got True"),
+    (FLUX, {"use_beta_sigmas": True}, "use_beta_sigmas must be false, got True"),
+    (FLUX, {"use_beta_sigmas": None}, "use_beta_sigmas must be false, got None"),  # diffusers cannot add it up
+    (FLUX, {"use_flow_sigmas": "false"}, "use_flow_sigmas must be false, got 'false'"),
+    (FLUX, {"invert_sigmas": True}, "invert_sigmas must be false, got True"),
+    (FLUX, {"stochastic_sampling": True}, "stochastic_sampling must be false"),
+    (FLUX, {"num_train_timesteps": 500}, "num_train_timesteps must be 1000, got 500"),
+    (FLUX, {"num_train_timesteps": 1000.0}, "num_train_timesteps must be 1000, got 1000.0"),
+    (FLUX, {"num_train_timesteps": None}, "num_train_timesteps must be 1000, got None"),
+    (FLUX, {"use_dynamic_shifting": "false"}, "use_dynamic_shifting must be true or false, got 'false'"),
+    (FLUX, {"time_shift_type": "cosine"}, "time_shift_type must be exponential or linear, got 'cosine'"),
+    (STATIC, {"time_shift_type": None}, "time_shift_type must be exponential or linear, got None"),
+    (FLUX, {"shift_terminal": 1}, "shift_terminal must be null, or at least 0 and below 1, got 1"),
+    (FLUX, {"shift_terminal": -0.02}, "shift_terminal must be null, or at least 0 and below 1, got -0.02"),
+    (FLUX, {"shift_terminal": "0.02"}, "shift_terminal must be null, or at least 0 and below 1, got '0.02'"),
+    (STATIC, {"shift": 0}, "shift must be a number above 0, got 0"),
+    (STATIC, {"shift": -3.0}, "shift must be a number above 0, got -3.0"),
+    (STATIC, {"shift": None}, "shift must be a number above 0, got None"),
+    (STATIC, {"shift": "3.0"}, "shift must be a number above 0, got '3.0'"),
+    (STATIC, {"shift": True}, "shift must be a number above 0, got True"),
+    (STATIC, {"shift": math.nan}, "shift must be a number above 0, got nan"),
+    (STATIC, {"shift": 10**400}, "shift must be a number above 0, got 1000"),
+    (STATIC, {"shift": 1e9}, r"shift must give a factor on the odds of u from e\^-10 to e\^10 .* got e\^20.7"),
+    (FLUX, {"base_shift": None}, "base_shift must be a number, got None"),
+    (FLUX, {"max_shift": "high"}, "max_shift must be a number, got 'high'"),
+    (FLUX, {"base_image_seq_len": None}, "base_image_seq_len must be a number, got None"),
+    (FLUX, {"max_image_seq_len": 256}, "max_image_seq_len must differ from base_image_seq_len, got 256"),
+    (FLUX, {"max_shift": -900}, r"base_shift and max_shift must give a factor .* for 4096 tokens, got e\^-900"),
+    (FLUX, {"time_shift_type": "linear", "max_shift": -1}, r"base_shift and max_shift must give .*, got e\^-inf"),
+    (FLUX, {"max_shift": 1e308, "base_shift": -1e308}, "base_shift and max_shift must give a factor"),
+]
+
+
+@pytest.mark.parametrize(("config", "change", "message"), REFUSED)
+def test_a_scheduler_whose_levels_are_others_is_refused(config, change, message):
+    with pytest.raises(ValueError, match=f"^the scheduler('s)? ?{message}"):
+        Schedule.from_scheduler_config(config | change, TOKENS_1024)
+
+
+def test_a_scheduler_configuration_that_is_no_object_is_refused():
+    with pytest.raises(ValueError, match=r"the scheduler's configuration must be a JSON object, got \[\]"):
+        check_scheduler([])
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("config", "change"),
     [
-        ({"_class_name": "DDIMScheduler"}, "must be a FlowMatchEulerDiscreteScheduler, got DDIMScheduler"),
-        ({"use_karras_sigmas": True}, "use_karras_sigmas must be off, got True"),
-        ({"stochastic_sampling": True}, "stochastic_sampling must be off"),
-        ({"num_train_timesteps": 500}, "num_train_timesteps must be 1000, got 500"),
+        (FLUX, {"shift": None}),
+        (FLUX, {"shift_terminal": None}),
+        (FLUX, {"shift_terminal": 0}),
+        (FLUX, {"base_image_seq_len": 4096, "max_image_seq_len": 256}),
+        (FLUX, {"base_shift": -0.5, "max_shift": 0}),
+        (STATIC, {"shift": 1}),
+        (STATIC, {"use_dynamic_shifting": None}),
+        (STATIC, {"base_shift": None, "max_shift": None, "base_image_seq_len": 4096}),
+        (STATIC, {"use_karras_sigmas": False, "use_beta_sigmas": 0, "shift_terminal": 0.1}),
+        ({"_class_name": FLUX["_class_name"]}, {}),
     ],
 )
-def test_a_scheduler_of_another_kind_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        Schedule.from_scheduler_config(FLUX | change, 16)
+def test_odd_values_that_diffusers_takes_give_its_levels(config, change):
+    config = config | change
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    u, mu = base_levels(8), None
+    if config.get("use_dynamic_shifting"):
+        keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        mu = calculate_shift(1024, *(config[key] for key in keys))
+    scheduler.set_timesteps(sigmas=u.tolist(), mu=mu)
+    sigmas = Schedule.from_scheduler_config(config, 1024).sigmas(u)
+    torch.testing.assert_close(sigmas, scheduler.sigmas.double(), rtol=0, atol=1e-6)

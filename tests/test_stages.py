@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pipeline import cli, diagnosis
 from stages import sentence, stage_command
 
 ROOT = Path(__file__).parent.parent
@@ -200,6 +201,63 @@ def test_a_refused_value_is_an_exit_code_of_1(failing):
 def test_the_traceback_can_be_asked_for(failing):
     result = CliRunner().invoke(failing, ["--traceback"])
     assert isinstance(result.exception, ValueError)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """Another checkout of this project's code."""
+    for package in ("pipeline", "stages"):
+        shutil.copytree(ROOT / package, tmp_path / "clone" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "clone"
+
+
+SENTENCE = f"this is the code of {ROOT}, while {{}} has its own"
+
+
+@pytest.mark.parametrize(("options", "safe"), [((), "1"), (("-P",), "")])
+def test_a_stage_refuses_to_be_the_code_of_another_checkout(clone, options, safe):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": safe}
+    command = [sys.executable, *options, "-m", "stages.compute_partition"]
+    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    mend = "unset PYTHONSAFEPATH, and run Python without -P and -I"
+    assert done.stderr == f"Error: compute_partition: {SENTENCE.format(clone)}: {mend}\n"
+
+
+def test_a_stage_runs_the_working_directorys_code_whatever_is_installed(clone):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stages.compute_partition"]
+    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
+    assert done.stderr == "Error: compute_partition: params.yaml is missing: run this in the root of the project\n"
+
+
+@pytest.mark.parametrize("command", [["preset", "tiny"], ["evaluate", "x"], ["register"], ["promote"], ["ablations"]])
+def test_commands_that_read_a_checkouts_parameters_refuse_to_be_the_code_of_another(clone, monkeypatch, command):
+    monkeypatch.chdir(clone)
+    done = CliRunner().invoke(cli.main, command)
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: {SENTENCE.format(clone)}: run `python -m pipeline.cli` here instead of `glance`\n"
+
+
+def test_other_commands_run_in_any_checkout(clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    for command in (["generate", "a star"], ["pull", "models:/a/b/c"], ["assemble", "x", "--base", "b", "--out", "o"]):
+        done = CliRunner().invoke(cli.main, command)
+        assert done.exit_code == 1 and "this is the code of" not in done.output
+    found = diagnosis.code()
+    assert not found.ok and found.text == SENTENCE.format(clone) and "python -m pipeline.cli doctor" in found.mend
+    monkeypatch.chdir(ROOT)
+    assert diagnosis.code().ok
+
+
+def test_linked_folders_of_the_teacher_that_dvc_does_not_watch_are_pointed_out(project):
+    teacher = project / "artifacts" / "teacher"
+    teacher.mkdir(parents=True)
+    (project / "shared").mkdir()
+    message = "teacher.path: DVC sees no change in the linked folders of artifacts/teacher: text_encoder_2"
+    assert message not in start(project, "pass").communicate()[1]
+    (teacher / "text_encoder_2").symlink_to("../../shared")
+    assert message in start(project, "pass").communicate()[1]
 
 
 @pytest.mark.parametrize(("file", "warned"), [("prompts/mine.txt", False), ("mine.txt", True)])

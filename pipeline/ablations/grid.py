@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import params, partition
+from pipeline import artifacts, params, partition
 from pipeline.ablations.results import METRICS
 from pipeline.artifacts import read_text
 from pipeline.evaluation.arms import PRODUCT, RECIPES
@@ -103,7 +103,7 @@ class Grid:
 
 def names(folder: Path = FOLDER) -> list[str]:
     """The grids that there are."""
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+    return sorted(file.stem for file in folder.glob("*.yaml") if not artifacts.foreign(file.name))
 
 
 def load(name: str, defaults: Params, folder: Path = FOLDER) -> Grid:

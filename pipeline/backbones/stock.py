@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import artifacts, fusing, mends
 from pipeline.backbones import quantization as quantizing
+from pipeline.backbones import weight_files
 from pipeline.backbones.base import Conditioning
 from pipeline.guidance import Velocity, forwards, true_cfg
 from pipeline.lora_names import Target
@@ -55,9 +56,9 @@ class StockBackbone(ABC):
         offload: Keep the parts in main memory, and on the device only the one that was asked for last.
 
     Raises:
-        ValueError: A part is missing or does not fit its configuration, the scheduler is no flow matching, the
-            transformer is not the family's, the device or the lack of a package forbids the quantisation, or a LoRA
-            does not fit.
+        ValueError: A part is missing, holds pickles alone or does not fit its configuration, the scheduler is no flow
+            matching, the transformer is not the family's, the device or the lack of a package forbids the
+            quantisation, or a LoRA does not fit.
         FileNotFoundError: A configuration file is missing.
     """
 
@@ -86,7 +87,8 @@ class StockBackbone(ABC):
         self.device, self.dtype, self.parts = device, dtype, tuple(parts)
         self.transformer_config: dict[str, Any] = artifacts.read_json(path / "transformer" / "config.json")
         self.vae_config: dict[str, Any] = artifacts.read_json(path / "vae" / "config.json")
-        self._scheduler_config = artifacts.read_json(path / "scheduler" / "scheduler_config.json")
+        self._scheduler_file = path / "scheduler" / "scheduler_config.json"
+        self._scheduler_config = artifacts.read_json(self._scheduler_file)
         self._check_base(path)
         if quantization != "none":
             quantizing.require(quantization, device)
@@ -94,18 +96,21 @@ class StockBackbone(ABC):
         options: dict[str, Any] = {name: None for part in modules if part not in parts for name in modules[part]}
         if quantization != "none" and "transformer" in parts:
             options["quantization_config"] = quantizing.config(quantization, dtype)
-        for name in (name for part in parts for name in modules[part]):
+        loaded = [name for part in parts for name in modules[part]]
+        for name in loaded:
             if not (path / name).is_dir():
                 raise ValueError(f"teacher: {path / name} does not exist")
-        try:
-            with _no_loading_bars():
-                self._pipe = self.pipeline_class.from_pretrained(
-                    str(path), dtype=dtype, local_files_only=True, **options
-                )
-        except (OSError, RuntimeError, KeyError, AttributeError) as error:
-            if mends.out_of_memory(error):
-                raise
-            raise ValueError(f"teacher: {path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        with weight_files.plain(path, loaded) as folder:
+            try:
+                with _no_loading_bars():
+                    self._pipe = self.pipeline_class.from_pretrained(
+                        str(folder), dtype=dtype, local_files_only=True, **options
+                    )
+            except (OSError, RuntimeError, KeyError, AttributeError) as error:
+                if mends.out_of_memory(error):
+                    raise
+                said = " ".join(str(error).split()).replace(str(folder), str(path))[:300]
+                raise ValueError(f"teacher: {path} cannot be loaded: {said}") from error
         if loras and "transformer" in parts:
             fusing.fuse(self, loras, quantization)
         if "vae" in parts and isinstance(self._pipe.vae, AutoencoderKL):
@@ -206,8 +211,7 @@ class StockBackbone(ABC):
         try:
             check_scheduler(self._scheduler_config)
         except ValueError as error:
-            mend = "choose a flow-matching model, one that predicts noise or v cannot be followed"
-            raise ValueError(f"teacher.path: {path}: {error}; {mend}") from None
+            raise ValueError(f"teacher.path: {self._scheduler_file}: {error}") from None
         (wanted,) = self.pipeline_class._get_signature_types()["transformer"]
         name = self.transformer_config.get("_class_name")
         if name != wanted.__name__:
@@ -217,8 +221,16 @@ class StockBackbone(ABC):
             )
 
     def schedule(self, height: int, width: int) -> Schedule:
-        """The noise levels for images of height x width pixels."""
-        return Schedule.from_scheduler_config(self._scheduler_config, self.latent_shape(height, width)[0])
+        """The noise levels for images of height x width pixels.
+
+        Raises:
+            ValueError: As `latent_shape` does, or the scheduler's shift leaves no distinct levels at that size.
+        """
+        tokens, _ = self.latent_shape(height, width)
+        try:
+            return Schedule.from_scheduler_config(self._scheduler_config, tokens)
+        except ValueError as error:
+            raise ValueError(f"teacher.path: {self._scheduler_file}: {error}") from None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import artifacts, flow, schedule
+from pipeline import artifacts, flow, leftovers, schedule
 from pipeline.evaluation import arms, latency, measure, report, results, samples
 from pipeline.evaluation.arms import PRODUCT, REFERENCE, Arm
 from pipeline.evaluation.inputs import Inputs
@@ -78,7 +78,7 @@ class Comparison:
             self.sampler.images,
             inputs.origin,
             inputs.adapter_digests,
-            lasting=artifacts.dvc_root() / ".glance" / "cache" / "evaluation" / artifacts.digest_of(inputs.origin),
+            lasting=leftovers.folder("cache") / "evaluation" / artifacts.digest_of(inputs.origin),
             passing=artifacts.checkpoint_dir("evaluate", key),
         )
 
@@ -206,8 +206,12 @@ class Comparison:
         )
 
     def forget(self) -> None:
-        """Removes the images of adapters, which no other evaluation can use; those of the bare backbone stay."""
+        """Removes the images of adapters, which no other evaluation can use; those of the bare backbone stay.
+
+        Of earlier evaluations the least recently used go where all are more than `runtime.cache_limit_gb`.
+        """
         shutil.rmtree(self.store.passing, ignore_errors=True)
+        leftovers.trim(self.params.runtime.cache_limit_gb, self.store.used)
 
 
 def versions() -> dict[str, str]:

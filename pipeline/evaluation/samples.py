@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,11 +160,14 @@ class Store:
             adapter_digests: Digest of each adapter's weights.
             lasting: Folder of the images of arms without adapters, which other evaluations can use.
             passing: Folder of the other images, of use only until this evaluation is done.
+
+        `used` gathers the files that were read or written.
         """
         self.make = make
         self.origin = origin
         self.adapter_digests = adapter_digests
         self.lasting, self.passing = lasting, passing
+        self.used: set[Path] = set()
 
     def path(self, arm: Arm, shard: Shard) -> Path:
         """Where a shard's images are, or will be."""
@@ -182,8 +186,11 @@ class Store:
     def images(self, arm: Arm, shard: Shard) -> np.ndarray:
         """A shard's images, uint8 (B, H, W, 3), from disk if they are there; an unreadable file is made again."""
         path = self.path(arm, shard)
+        self.used.add(path)
         try:
-            return load(path.read_bytes())["images"]
+            images = load(path.read_bytes())["images"]
+            os.utime(path)  # the cache drops what was not used for longest
+            return images
         except (FileNotFoundError, SafetensorError):
             images = self.make(arm, shard)
         artifacts.save_safetensors(path, {"images": torch.from_numpy(np.ascontiguousarray(images))})

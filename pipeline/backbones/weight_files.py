@@ -1,0 +1,70 @@
+"""Weight files of a diffusers folder that diffusers would not take by itself: a variant's alone, or pickles alone."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipeline import artifacts
+
+PLAIN = re.compile(r"(diffusion_pytorch_)?model\.safetensors(\.index\.json)?")
+VARIANT = re.compile(
+    r"(?P<stem>(diffusion_pytorch_)?model\.safetensors\.index)\.(?P<of_index>\w+)(?P<json>\.json)"
+    r"|(?P<name>(diffusion_pytorch_)?model)\.(?P<of_file>\w+)(?P<suffix>\.safetensors)"
+)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PREFERRED = ("fp32", "bf16", "fp16")  # the first that is there; bf16 has the range of fp32
+
+
+@contextmanager
+def plain(path: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """A pipeline directory whose parts have plain weights: `path`, or links to it under the names that diffusers reads.
+
+    Args:
+        path: The pipeline directory.
+        parts: The sub-folders that will be loaded.
+
+    Raises:
+        ValueError: As `renamed` does.
+    """
+    renames = {part: found for part in parts if (found := renamed(path / part))}
+    if not renames:
+        yield path
+        return
+    with TemporaryDirectory(prefix="glance-weights-") as scratch:
+        view = Path(scratch)
+        for entry in path.resolve().iterdir():
+            if entry.name not in renames:
+                (view / entry.name).symlink_to(entry)
+                continue
+            (view / entry.name).mkdir()
+            for file in entry.iterdir():
+                (view / entry.name / renames[entry.name].get(file.name, file.name)).symlink_to(file)
+        yield view
+
+
+def renamed(folder: Path) -> dict[str, str]:
+    """The names that a part's variant has on disk -> the plain names; empty for plain weights, or none.
+
+    Raises:
+        ValueError: The only weights are pickles.
+    """
+    names = [file.name for file in folder.iterdir() if not artifacts.foreign(file.name)] if folder.is_dir() else []
+    if any(PLAIN.fullmatch(name) for name in names):
+        return {}
+    variants: dict[str, dict[str, str]] = {}
+    for match in filter(None, map(VARIANT.fullmatch, names)):
+        if match["of_index"]:
+            variants.setdefault(match["of_index"], {})[match[0]] = match["stem"] + match["json"]
+        else:
+            variants.setdefault(match["of_file"], {})[match[0]] = match["name"] + match["suffix"]
+    if variants:
+        return variants[next((name for name in PREFERRED if name in variants), min(variants))]
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if pickles:
+        raise ValueError(
+            f"teacher: {folder} holds its weights as a pickle alone ({pickles[0]}), which can run a program when it is "
+            "read: get or save them as .safetensors"
+        )
+    return {}
