@@ -1,8 +1,9 @@
 """Holds an evaluation against the bars of student and teacher: says what is below, exits 1 for the student."""
 
 import sys
+from pathlib import Path
 
-from pipeline.artifacts import read_json
+from pipeline.evaluation import outcome
 
 FREE_RIVALS = ("base_unguided", "base_guided_equal_cost")  # the two free ways to spend the student's forwards
 HIGHER_IS_BETTER = {"score": True, "psnr": True, "ssim": True, "fd_scenes": False}
@@ -44,7 +45,7 @@ def _sentences(checks: list[tuple[str, float, bool, str]]) -> list[str]:
 
 
 def main() -> None:
-    metrics = read_json(sys.argv[1])
+    metrics = outcome.read(Path(sys.argv[1]))
     below = below_bar(metrics)
     for sentence in (*below, *teacher_below_bar(metrics)):
         sys.stderr.write(f"{sentence}\n")

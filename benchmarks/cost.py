@@ -22,8 +22,8 @@ from benchmarks.cost_model import GUIDANCE, Flops, count, published_work, work
 from benchmarks.gpu import DOCS, MODELS, ROOT, machine_name, random_adapter, seconds
 from pipeline import artifacts, backbones, params, training
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation import arms, frechet, latency, metrics, prompts
-from pipeline.evaluation.samples import Sampler
+from pipeline.evaluation import arms, exam, frechet, latency, metrics
+from pipeline.evaluation.sampler import Sampler
 from pipeline.evaluation.weights import ArmWeights
 from pipeline.jobs import Job, Settings
 from pipeline.params import Params
@@ -167,7 +167,7 @@ class Bench:
     def around(self) -> dict[str, float]:
         """Seconds an image of what surrounds the forwards of an evaluation, at its batch."""
         teacher, batch = self.shipped.teacher, self.shipped.evaluation.batch
-        exam = prompts.exam(None, batch, 0, teacher.height, teacher.width)
+        asked = exam.of(captions.sample("evaluation", batch, 0), 0, teacher.height, teacher.width)
         x, made = self.backbone.noise(range(batch), teacher.height, teacher.width), None
 
         def decode() -> None:
@@ -178,9 +178,9 @@ class Bench:
             metrics.psnr(made, made), metrics.ssim(made, made), frechet.features(made)
 
         parts: dict[str, Callable[[], object]] = {
-            "encode": lambda: self.backbone.encode(exam.prompts, teacher.max_sequence_length),
+            "encode": lambda: self.backbone.encode(asked.prompts, teacher.max_sequence_length),
             "decode": decode,
-            "check": lambda: exam.judge(made, exam.prompts),
+            "check": lambda: asked.judge(made, asked.prompts),
             "compare": compare,
         }
         return {name: seconds(part, self.device, 3) / batch for name, part in parts.items()}

@@ -15,7 +15,7 @@ from benchmarks.gpu import MODELS, ROOT, conditioning, write_configs
 from pipeline import backbones, params, presets
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.evaluation import arms
-from pipeline.evaluation.comparison import LATENCY_BATCHES
+from pipeline.evaluation.timing import LATENCY_BATCHES
 from pipeline.guidance import forwards
 from pipeline.params import Params
 from pipeline.partition import compute

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -29,7 +29,9 @@ TRAIN_SLOW = ROOT / "train_slow"
 TRAIN_FAST = ROOT / "train_fast"
 TRAIN_CONTROLS = ROOT / "train_controls"
 BUNDLE = ROOT / "bundle"
+IMAGES = ROOT / "images"
 EVALUATION = ROOT / "evaluation"
+LATENCY = ROOT / "timing" / "latency.json"
 
 FOREIGN = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__")  # beside names that start with a dot
 
@@ -233,10 +235,10 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
-def code_digest() -> str:
-    """Hex digest of this project's own source: the library and the stages, as they were imported."""
+def code_digest(patterns: Sequence[str] = ("pipeline/**/*.py", "stages/*.py")) -> str:
+    """Hex digest of this project's own source as it was imported: the library and the stages, or some files of it."""
     root = Path(__file__).resolve().parent.parent
-    files = sorted([*root.glob("pipeline/**/*.py"), *root.glob("stages/*.py")])
+    files = sorted({file for pattern in patterns for file in root.glob(pattern)})
     return digest_of([[file.relative_to(root).as_posix(), file_digest(file)] for file in files])
 
 

@@ -17,9 +17,11 @@ STAGES = {
     "train_slow": "training",
     "train_fast": "training",
     "train_controls": "training",
-    "evaluate": "evaluating",
+    "generate_images": "evaluating",
+    "time_arms": "evaluating",
+    "evaluate": "scoring",
 }
-"""The work of the stages that run a model."""
+"""The work of the stages that need much memory."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -34,11 +36,11 @@ def on_gpu(error: BaseException) -> bool:
 
 
 def mends(params: Params, work: str | None, gpu: bool) -> list[str]:
-    """What makes a work smaller, the cheapest first; empty for a work that runs no model.
+    """What makes a work smaller, the cheapest first; empty for a work that needs little.
 
     Args:
         params: What is set already is not named again.
-        work: "recording", "training", "evaluating" or another.
+        work: "recording", "training", "evaluating", "scoring" or another.
         gpu: Whether the model runs on a GPU; on a CPU there is nowhere to offload to.
     """
     runtime, found = params.runtime, []
@@ -51,6 +53,8 @@ def mends(params: Params, work: str | None, gpu: bool) -> list[str]:
     elif work == "evaluating":
         found += ["set runtime.offload to true"] * (gpu and not runtime.offload)
         found += ["lower evaluation.batch"] * (params.evaluation.batch > 1)
+    elif work == "scoring":  # without the model
+        return ["lower evaluation.bootstrap", *["lower evaluation.batch"] * (params.evaluation.batch > 1)]
     else:
         return []
     found += [f"set teacher.quantization to {kind}" for kind in _smaller(params.teacher.quantization, gpu)]

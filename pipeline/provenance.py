@@ -39,10 +39,10 @@ class StageRecord:
         return shown(self.outs)
 
     def metrics(self) -> list[Metric]:
-        """The numbers of metrics.json and the histories of the CSV files among the outputs."""
+        """The numbers of metrics.json or latency.json and the histories of the CSV files among the outputs."""
         found = []
         for file in self.files():
-            if file.name == "metrics.json":
+            if file.name in ("metrics.json", "latency.json"):
                 found += numbers(read_json(file))
             elif file.suffix == ".csv":
                 found += history(file)

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from pipeline import artifacts, provenance, tracking
 from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, dvc_root, folder_digest, read_json
+from pipeline.evaluation import outcome
 from pipeline.params import Params
 from pipeline.tracking import Store, Version
 
@@ -21,6 +22,7 @@ DIGEST = "bundle_digest"
 FOLDER = "bundle"  # of the run's artifacts
 SUFFIXES = (".safetensors", ".json", ".md")  # what a bundle may hold: nothing that runs when it is read
 UNKNOWN = "none: no `dvc repro` here made this bundle"  # the tag `provenance` of a run without stages
+MEASURING = {"generate_images", "evaluate", "time_arms", "report"}  # the stages of the pipeline's own evaluation
 HEADLINE = ("retention", "retention_low", "retention_high", "score", "nfe", "speedup_batch1")  # of the student, as tags
 
 
@@ -44,7 +46,7 @@ def register(
     Args:
         params: The parameters; `register.name` names the model and the experiment.
         bundle: The folder that becomes the version.
-        evaluation: The folder with metrics.json.
+        evaluation: The folder with metrics.json; `outcome.latency_file` says where its times are.
         lock: The dvc.lock that says what each stage read and wrote.
 
     Raises:
@@ -58,7 +60,7 @@ def register(
     metrics = _metrics(evaluation, bundle, digest, manifest["base_digest"])
     headline = {key: str(value) for key, value in _headline(metrics).items()}
     made_here, measured_here = _made_here(digest), _same(evaluation, EVALUATION)
-    unpublished = {"register"} if measured_here else {"register", "evaluate"}
+    unpublished = {"register"} if measured_here else {"register", *MEASURING}
     records = [r for r in provenance.stage_records(lock) if r.name not in unpublished] if made_here else []
     experiment = provenance.dvc_experiment() if made_here else None
     revision = provenance.git_revision() if made_here else None
@@ -226,17 +228,17 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _metrics(evaluation: Path, bundle: Path, digest: str, base_digest: str) -> Mapping:
-    """The content of metrics.json, which must be this bundle's on its own base."""
+    """Scores and times of an evaluation, which must be this bundle's on its own base."""
     file = evaluation / "metrics.json"
     if not file.is_file():
         how = "`dvc repro`" if _same(evaluation, EVALUATION) else f"`glance evaluate {bundle} --out {evaluation}`"
         raise ValueError(f"{file} is missing: measure the bundle first, with {how}")
     metrics = read_json(file)
     _headline(metrics)
-    for key, what, wanted in (("bundle_digest", "bundle", digest), ("teacher_digest", "base model", base_digest)):
+    for (key, what), wanted in zip(outcome.MEASURED, (digest, base_digest), strict=True):
         if metrics.get(key) != wanted:
             raise ValueError(f"{file} must measure the {what} {wanted} of {bundle}, got {metrics.get(key)}")
-    return metrics
+    return outcome.read(evaluation)
 
 
 def _known_of(manifest: Mapping, params: Params) -> dict[str, Mapping]:

@@ -2,15 +2,19 @@
 
 import random
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from pipeline import adapters, artifacts, backbones, export, params, partition
+from pipeline.evaluation import generation, inputs
 from pipeline.evaluation.arms import Arm, control_adapters
-from pipeline.evaluation.samples import Shard
+from pipeline.evaluation.inputs import Inputs
+from pipeline.evaluation.samples import Images, Shard
 from pipeline.params import Params
 from pipeline.scenes import captions, renderer
 from tests.tiny import make_tiny_flux
@@ -41,7 +45,7 @@ def small_params(**evaluation) -> Params:
 
 
 def make_artifacts(settings: Params) -> None:
-    """Writes the artifacts of the stages before evaluate into the working directory."""
+    """Writes the artifacts of the stages before the evaluation into the working directory."""
     make_tiny_flux(settings.teacher.path)
     backbone = backbones.load(settings.teacher.path, "cpu", parts=("transformer",))
     schedule = backbone.schedule(settings.teacher.height, settings.teacher.width)
@@ -88,3 +92,19 @@ def drawn_images(arm: Arm, shard: Shard) -> np.ndarray:
         noise = np.random.default_rng(seed).normal(0, 10 * share, scene.shape)
         images.append(np.clip(scene + noise, 0, 255).astype(np.uint8))
     return np.stack(images)
+
+
+def read(settings: Params) -> Inputs:
+    """What the stages' arms are made of."""
+    return inputs.read(settings, inputs.of_stages(settings))
+
+
+def no_progress(**shown):
+    """A progress bar that nobody sees."""
+    return nullcontext(SimpleNamespace(update=lambda n=1: None))
+
+
+def draw(given: Inputs, folder: Path, make: Images = drawn_images) -> None:
+    """Generates with images that are drawn instead of the model's."""
+    vars(given)["sampler"] = SimpleNamespace(images=make)
+    generation.generate(given, folder, no_progress)

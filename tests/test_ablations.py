@@ -158,7 +158,7 @@ def test_parameters_agree_where_both_know_them_and_they_matter():
 
 def test_a_queued_run_names_itself_ends_before_the_registry_and_leaves_cores_to_others(rank):
     command = experiments.queue_command(rank.runs[0], jobs=2, threads=3, force=True)
-    assert command[:6] == ["dvc", "exp", "run", "--queue", "--name", "rank-4"] and command[-1] == "evaluate"
+    assert command[:6] == ["dvc", "exp", "run", "--queue", "--name", "rank-4"] and command[-1] == "report"
     assert "runtime.threads=3" in command and "--force" in command and "glance ablate, jobs 2" in command
     plain = experiments.queue_command(rank.runs[0], jobs=1, threads=0, force=False)
     assert not {"--force", "runtime.threads=0"} & set(plain)
@@ -249,16 +249,23 @@ def repository(tmp_path, monkeypatch):
     git("commit", "--quiet", "--allow-empty", "--message", "start")
     head = git("rev-parse", "HEAD")
 
-    def made(name, values, message="glance ablate, jobs 1", psnr=30.0, stage="evaluate"):
+    def made(name, values, message="glance ablate, jobs 1", psnr=30.0, stage="report", earlier=False):
         sections = {}
         for key, value in values.items():
             section, own = key.split(".")
             sections.setdefault(section, {})[own] = list(value) if isinstance(value, tuple) else value
         lock = {"schema": "2.0", "stages": {"train_slow": {"cmd": "x"}, stage: {"cmd": "y", "deps": [{"path": "z"}]}}}
+        lock["stages"] |= {} if earlier else {"generate_images": {"cmd": "w"}}
         lock["stages"][stage] |= {"params": {"params.yaml": sections}, "outs": [{"path": "o"}]}
         YAML().dump(lock, Path("dvc.lock"))
         arms = {"student": {"nfe": 8, "psnr": psnr}, "teacher": {"nfe": 100, "psnr": None}}
         Path("artifacts/evaluation").mkdir(parents=True, exist_ok=True)
+        speed = {"student": {"speedup_batch1": 9.0}, "teacher": {"speedup_batch1": 1.0}}
+        if earlier:  # the metrics held the times
+            arms = {name: row | speed[name] for name, row in arms.items()}
+        else:
+            Path("artifacts/timing").mkdir(parents=True, exist_ok=True)
+            Path("artifacts/timing/latency.json").write_text(json.dumps({"arms": speed}))
         Path("artifacts/evaluation/metrics.json").write_text(json.dumps({"prompts": 504, "arms": arms}))
         git("add", "--all")
         git("commit", "--quiet", "--message", message)
@@ -272,7 +279,7 @@ def repository(tmp_path, monkeypatch):
 def test_results_come_from_the_experiments_that_have_the_runs_parameters(repository, rank):
     repository("rank-4", rank.runs[0].params, psnr=31.0)
     repository("rank-rank-8", rank.runs[0].params)  # named so, but with rank 4
-    repository("rank-4-s2", rank.runs[2].params, stage="train_fast")  # stopped before its evaluation
+    repository("rank-4-s2", rank.runs[2].params, stage="evaluate")  # stopped before its report
     repository("rank-rank-8-s2", rank.runs[3].params, message="by hand", psnr=33.0)
     rows = experiments.collect(rank, [])
     assert [(row.variant, row.seed, row.arm, row.metrics["psnr"], row.jobs) for row in rows] == [
@@ -281,8 +288,15 @@ def test_results_come_from_the_experiments_that_have_the_runs_parameters(reposit
         ("Rank 8!", 2, "student", 33.0, None),
         ("Rank 8!", 2, "teacher", None, None),
     ]
+    assert [row.metrics["speedup_batch1"] for row in rows] == [9.0, 1.0, 9.0, 1.0]
     assert {row.baseline for row in rows} == {repository.head[:12]} and {row.prompts for row in rows} == {504}
     assert len({row.base for row in rows}) == 1, "what the variants change does not count"
+
+
+def test_the_experiments_of_an_earlier_version_are_read_too(repository, rank):
+    repository("rank-4", rank.runs[0].params, stage="evaluate", earlier=True)
+    row, _ = experiments.collect(rank, [])
+    assert (row.variant, row.arm, row.metrics) == ("4", "student", {"nfe": 8, "psnr": 30.0, "speedup_batch1": 9.0})
 
 
 def test_a_run_without_an_experiment_here_keeps_its_row_while_the_question_asks_for_it(repository, rank):

@@ -227,6 +227,11 @@ def test_code_digest_sees_every_module(tmp_path, monkeypatch):
         (tmp_path / name).write_text("x = 1")
         digests.append(artifacts.code_digest())
     assert len(set(digests)) == 3
+    some = artifacts.code_digest(["pipeline/backbones/*.py"])
+    (tmp_path / "stages/evaluate.py").write_text("x = 2")
+    assert artifacts.code_digest(["pipeline/backbones/*.py"]) == some
+    (tmp_path / "pipeline/backbones/flux.py").write_text("x = 2")
+    assert artifacts.code_digest(["pipeline/backbones/*.py"]) != some
 
 
 def test_a_link_leads_to_the_file_behind_a_symbolic_one(tmp_path):

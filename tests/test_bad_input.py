@@ -55,7 +55,8 @@ def small_files():
         ("train_controls", "train_controls.arms", ["dual"], "arms must be among single, official, got 'dual'"),
         ("cache_trajectories", "teacher.path", "nowhere", "nowhere"),
         ("cache_trajectories", "trajectories.prompts_file", "none.txt", "must be a text file, got none.txt"),
-        ("evaluate", "evaluation.prompts_file", "none.txt", "got none.txt"),
+        ("generate_images", "evaluation.prompts_file", "none.txt", "got none.txt"),
+        ("time_arms", "evaluation.swaps", ["all"], "evaluation.swaps must be among slow_only, fast_only, swapped, got"),
     ],
 )
 def test_a_wrong_parameter_is_refused_by_its_stage(broken, stage, key, value, sentence):
@@ -106,16 +107,17 @@ def test_a_loss_that_is_not_finite_names_step_phase_and_sigma(broken):
     assert re.search(r"train step \d+", sentence) and "fast" in sentence and re.search(r"sigma 0?\.\d+", sentence)
 
 
-LOADERS = ["cache_trajectories", "cache_anchors", "train_slow", "train_fast", "train_controls", "evaluate"]
+MEASURERS = ["generate_images", "time_arms"]
+LOADERS = ["cache_trajectories", "cache_anchors", "train_slow", "train_fast", "train_controls", *MEASURERS]
 
 
 @pytest.mark.parametrize("kind", BASES)
 def test_a_teacher_that_cannot_be_followed_is_refused_by_every_stage_that_loads_it(broken, kind):
     sentence = spoil(broken.folder, kind)
     for stage in LOADERS:
-        if (kind, stage) == ("transformer", "evaluate"):
+        if kind == "transformer" and stage in MEASURERS:
             sentence = "artifacts/bundle must belong to the teacher in"  # its digest is another one
-        if (kind, stage) == ("pixels", "evaluate"):
+        if kind == "pixels" and stage in MEASURERS:
             sentence = "as in artifacts/bundle/glance.json, got 72"  # the bundle has another size
         if kind == "pixels" and stage.startswith("train_"):
             continue  # they train at the size of the recording
@@ -127,7 +129,7 @@ def test_a_teacher_that_cannot_be_followed_is_refused_by_every_stage_that_loads_
     [
         ("cache_trajectories", "teacher.height", 32_000_000, "lower trajectories.shard_size; if that is not enough"),
         ("train_slow", "training.batch", 10**14, "set runtime.gradient_checkpointing to true; if that is not enough"),
-        ("evaluate", "evaluation.bootstrap", 10**14, "lower evaluation.batch; if that is not enough, set teacher.quan"),
+        ("evaluate", "evaluation.bootstrap", 10**14, "lower evaluation.bootstrap; if that is not enough, lower eval"),
     ],
 )
 def test_memory_that_runs_out_is_one_sentence_with_the_mend(broken, stage, key, value, mend):
@@ -137,7 +139,7 @@ def test_memory_that_runs_out_is_one_sentence_with_the_mend(broken, stage, key, 
     assert refusal(broken, stage).startswith(f"out of memory, main memory is too small: {mend}")
 
 
-WRITERS = ["cache_trajectories", "compute_partition", "train_slow", "export_adapter", "evaluate"]
+WRITERS = ["cache_trajectories", "compute_partition", "train_slow", "export_adapter", "generate_images", "evaluate"]
 
 
 @pytest.mark.parametrize("stage", WRITERS)

@@ -21,8 +21,11 @@ EDGES = {
     "train_fast": {"cache_trajectories", "compute_partition", "cache_anchors"},
     "train_controls": {"cache_trajectories", "compute_partition", "cache_anchors"},
     "export_adapter": {"compute_partition", "train_slow", "train_fast"},
-    "evaluate": {"train_slow", "train_fast", "train_controls", "export_adapter"},
-    "register": {"export_adapter", "evaluate"},
+    "generate_images": {"train_controls", "export_adapter"},
+    "evaluate": {"generate_images"},
+    "time_arms": {"train_controls", "export_adapter"},
+    "report": {"train_slow", "train_fast", "train_controls", "generate_images", "evaluate", "time_arms"},
+    "register": {"export_adapter", "evaluate", "time_arms", "report"},
 }
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")

@@ -6,16 +6,16 @@ import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
 from pipeline import artifacts
-from pipeline.evaluation import comparison, figures, inputs, pictures, prompts, report
-from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation import content, figures, histories, pictures, report, scoring, showing, timing
+from pipeline.evaluation.content import Content
+from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.latency import Latency
 from pipeline.evaluation.markup import tag, text
-from tests.evaluation_case import drawn_images, make_artifacts, small_params
+from pipeline.evaluation.timing import Timing
+from tests.evaluation_case import draw, make_artifacts, no_progress, read, small_params
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """<script>document.title = JSON.stringify({
@@ -58,23 +58,36 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
-    """artifacts/evaluation of drawn images, whose scores are known."""
+    """artifacts/evaluation of drawn images, whose scores are known, and what its report shows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("report"))
         patch.delenv("DVC_ROOT", raising=False)
         settings = small_params(prompts=30, batch=16, grid_prompts=4)
         make_artifacts(settings)
-        one = Comparison(inputs.read(settings, inputs.of_stages(settings)), prompts.exam(None, 30, 0, 64, 64), settings)
-        one.store.make = drawn_images
-        measured = one.measure(lambda arm, images: None)
-        latencies = {b: {a.name: Latency(2.0 * a.nfe, 2.0 * a.nfe + 5) for a in one.arms} for b in (1, 16)}
-        metrics = one.metrics(measured, latencies)
-        comparison.write(artifacts.EVALUATION, one, metrics, measured)
-        yield artifacts.EVALUATION.resolve(), one, metrics, measured
+        given = read(settings)
+        draw(given, artifacts.IMAGES)
+        images = ImageSet.load(artifacts.IMAGES)
+        scoring.score(settings.evaluation, images, artifacts.EVALUATION, no_progress)
+        latencies = {b: {a.name: Latency(2.0 * a.nfe, 2.0 * a.nfe + 5) for a in given.arms} for b in (1, 16)}
+        times = {
+            "arms": {arm.name: timing.row(arm.name, latencies) for arm in given.arms},
+            "latency_batches": [1, 16],
+            "latency_repeats": 5,
+            "timed_as": Timing(given).timed_as,
+            "device": "an abacus",
+            "teacher_digest": given.teacher_digest,
+            "bundle_digest": given.bundle_digest,
+        }
+        artifacts.write_json(artifacts.LATENCY, times)
+        losses = histories.read(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
+        shown = content.gather(settings, images, artifacts.EVALUATION, losses, trained_here=True)
+        report.write(shown, artifacts.EVALUATION / "report.html")
+        yield artifacts.EVALUATION.resolve(), shown
 
 
 def test_the_page_is_whole_and_refers_to_nothing_outside_itself(evaluation):
-    folder, _, metrics, _ = evaluation
+    folder, shown = evaluation
+    metrics = shown.metrics
     markup = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(markup)
     assert page.open == [] and page.scripts == 0
@@ -82,11 +95,12 @@ def test_the_page_is_whole_and_refers_to_nothing_outside_itself(evaluation):
     assert not re.search(r"url\(|@import|https?://|file:", markup)
     sections = "Side by side, Every arm, Quality over cost, Speed, Where the student fails, Score per task, Training"
     assert page.headings[1:] == [*sections.split(", "), "Provenance"]
-    failures = min(metrics["agreement"]["teacher_only"], comparison.MAX_FAILURES)
+    failures = min(metrics["agreement"]["teacher_only"], showing.MAX_FAILURES)
     assert failures > 0 and len(page.images) == 4 * 5 + 3 * failures
     assert all(image["alt"].endswith((", passes", ", fails")) for image in page.images)
     assert f"{100 * metrics['arms']['student']['retention']:.1f}" in markup
     assert "Swapped adapters: timed as Student, whose work it does." in markup
+    assert "in one run on an abacus." in markup and f"{metrics['arms']['student']['speedup_batch1']:.1f}×" in markup
     assert metrics["bundle_digest"] in markup and metrics["teacher_digest"] in markup
 
 
@@ -108,45 +122,20 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(evaluation, tmp_pat
 
 
 def test_a_page_without_a_checker_says_so(evaluation):
-    _, one, metrics, measured = evaluation
-    content = one.content(metrics, measured)
+    _, shown = evaluation
+    metrics = shown.metrics
     unscored = {**metrics, "unscored": "the checker is out", "agreement": None, "tasks": {"teacher": {}}}
     empty = {"score": None, "retention": None, "retention_low": None, "retention_high": None}
     unscored["arms"] = {name: {**row, **empty} for name, row in metrics["arms"].items()}
-    rows = [pictures.Row(row.caption, row.images, None) for row in content.side_by_side]
-    changed = {**vars(content), "metrics": unscored, "side_by_side": rows, "failures": []}
-    page = Page(markup := report.page(report.Content(**changed)))
+    rows = [pictures.Row(row.caption, row.images, None) for row in shown.side_by_side]
+    changed = {**vars(shown), "metrics": unscored, "side_by_side": rows, "failures": []}
+    page = Page(markup := report.page(Content(**changed)))
     assert "No checker score: the checker is out." in markup
     assert "Where the student fails" not in page.headings and "Score per task" not in page.headings
     assert not any(image["alt"].endswith("passes") for image in page.images)
 
     changed["metrics"] = {**unscored, "unscored": ""}
-    assert "No retention: the teacher passes no prompt." in report.page(report.Content(**changed))
-
-
-def test_tables_agree_with_the_metrics(evaluation):
-    folder, one, metrics, measured = evaluation
-    assert artifacts.read_json(folder / "metrics.json") == metrics
-    frame = pd.read_csv(folder / "arms.csv").set_index("arm")
-    assert frame.loc["student", "retention"] == pytest.approx(metrics["arms"]["student"]["retention"])
-    quality = pd.read_csv(folder / "quality_over_nfe.csv")
-    assert list(quality["nfe"]) == sorted(quality["nfe"]) and set(quality["arm"]) == set(metrics["arms"])
-    rows = pd.read_csv(folder / "prompts.csv")
-    assert len(rows) == 30 * len(one.arms)
-    of_student = rows[rows["arm"] == "student"]
-    assert of_student["passed"].mean() == metrics["arms"]["student"]["score"]
-    assert of_student["psnr"].mean() == pytest.approx(metrics["arms"]["student"]["psnr"], abs=1e-3)
-    assert of_student["caption"].tolist() == one.exam.prompts
-    per_task = of_student.groupby("task")["passed"].mean()
-    assert per_task["counting"] == metrics["tasks"]["student"]["counting"]["score"]
-
-
-def test_the_grid_is_a_picture_of_every_shown_prompt(evaluation):
-    folder, *_ = evaluation
-    with Image.open(folder / "grid.png") as picture:
-        assert picture.size == (10 + 5 * 138, 50 + 4 * 164)
-        pixels = np.asarray(picture)
-    assert pixels.std() > 20
+    assert "No retention: the teacher passes no prompt." in report.page(Content(**changed))
 
 
 def test_a_grid_with_a_missing_image_is_refused():

@@ -112,7 +112,14 @@ def test_another_style_is_another_teacher(run):
     before = file.read_bytes()
     file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     status = project.succeed("dvc", "status")
-    for stage in ("cache_trajectories", "train_slow", "train_fast", "train_controls", "export_adapter", "evaluate"):
+    for stage in (
+        "cache_trajectories",
+        "train_slow",
+        "train_fast",
+        "train_controls",
+        "export_adapter",
+        "generate_images",
+    ):
         assert f"{stage}:" in status
     refused = project.run("glance", "generate", PROMPT)
     assert refused.returncode == 1 and "loras/own/style.safetensors must have the sha256" in refused.stdout

@@ -13,8 +13,6 @@ from ruamel.yaml import YAML
 
 from pipeline import artifacts, cli, export, tracking
 from pipeline.evaluation import inputs
-from pipeline.evaluation.comparison import Comparison
-from pipeline.evaluation.prompts import exam
 from pipeline.evaluation.samples import Shard
 from pipeline.registry import UNKNOWN
 from pipeline.scenes import checker
@@ -23,7 +21,7 @@ from tests.test_importing import MODULE, diffusers_keys, write
 from tests.tiny import make_tiny_flux
 
 NAME = "glance-scenes"
-OUTPUTS = {"metrics.json", "arms.csv", "quality_over_nfe.csv", "prompts.csv", "grid.png", "report.html"}
+OUTPUTS = {"metrics.json", "latency.json", "arms.csv", "quality_over_nfe.csv", "prompts.csv", "grid.png", "report.html"}
 IMPORT = ("import", "slow.safetensors", "fast.safetensors", "--rule", "uniform", "--slow-steps", 2, "--fast-steps", 2)
 
 
@@ -91,18 +89,18 @@ def test_the_evaluation_is_whole_and_of_this_pair(evaluated):
     page = (evaluated / "report.html").read_text()
     assert "the pair was trained elsewhere" in page and "no adapter was trained on" not in page
     assert "train_slow" not in page and "<dt>Path</dt><dd><code>official</code>" in page
-    assert not list(Path(".glance/checkpoints/evaluate").iterdir())
+    assert artifacts.read_json(evaluated / "latency.json")["arms"]["student"]["speedup_batch1"] > 0
     assert not artifacts.ROOT.joinpath("evaluation").exists() and not artifacts.PARTITION.exists()
 
 
 def test_the_students_images_are_those_of_generate(workplace):
     source = inputs.of_bundle(workplace, Path("theirs"))
-    one = Comparison(inputs.read(workplace, source), exam(None, 4, 0, 64, 64), workplace)
+    one = inputs.read(workplace, source)
     (student,) = (arm for arm in one.arms if arm.name == "student")
     assert sum(student.plan.d_sigmas) < -1.01
     made = one.sampler.images(student, Shard(("a red star",), (3,)))
     one.sampler.weights.hold(())
-    expected = export.generate(one.inputs.backbone, one.inputs.bundle, ["a red star"], [3])
+    expected = export.generate(one.sampler.backbone, one.bundle, ["a red star"], [3])
     np.testing.assert_array_equal(made, expected.numpy())
 
 
@@ -148,6 +146,10 @@ def test_register_without_an_evaluation_of_this_bundle_is_one_sentence(evaluated
         (other / "metrics.json").write_text(json.dumps(metrics))
         message = refused("register", "--bundle", "theirs", "--evaluation", other)
         assert f"must measure the {what} sha256:" in message and message.endswith("of theirs, got sha256:other")
+    (evaluated / "latency.json").rename(tmp_path / "latency.json")
+    message = refused("register", "--bundle", "theirs", "--evaluation", evaluated)
+    (tmp_path / "latency.json").rename(evaluated / "latency.json")
+    assert message == f"{evaluated}/latency.json is missing: evaluate the bundle anew"
 
 
 def test_another_base_is_refused_by_generate_and_evaluate(workplace, tmp_path):
@@ -179,9 +181,8 @@ def test_a_resolution_that_the_packing_cannot_divide_is_one_sentence(workplace, 
     wanted = f"{side} must be a positive multiple of 16 pixels, got 72"
     assert wanted in refused("generate", "a star", "--bundle", other, "--out", tmp_path / "images")
     changed = replace(workplace, teacher=replace(workplace.teacher, **{side: 72}))
-    one = inputs.read(changed, inputs.of_bundle(changed, other))
     with pytest.raises(ValueError, match=wanted):
-        Comparison(one, exam(None, 4, 0, 64, 64), changed)
+        inputs.read(changed, inputs.of_bundle(changed, other))
 
 
 def test_a_hand_made_bundle_with_keys_that_match_nothing_is_refused_before_any_image(workplace, tmp_path):
@@ -209,12 +210,12 @@ def test_controls_are_compared_where_they_are_there_and_run_alike(stages):
     theirs = Path("theirs")
     found = inputs.of_bundle(stages, theirs)
     assert found.controls == ("single", "official") and not found.trained_here
-    assert set(found.histories) == {"single", "official_slow", "official_fast"}
-    names = [arm.name for arm in Comparison(inputs.read(stages, found), exam(None, 4, 0, 64, 64), stages).arms]
+    assert found.trainings == {"single", "official_slow", "official_fast"}
+    names = [arm.name for arm in inputs.read(stages, found).arms]
     assert {"single", "official", "student"} <= set(names)
 
     own = inputs.of_bundle(stages, artifacts.BUNDLE)
-    assert own.trained_here and {"slow", "fast"} < set(own.histories)
+    assert own.trained_here and {"slow", "fast"} < own.trainings
 
     shutil.rmtree(artifacts.TRAIN_CONTROLS / "official_fast")
     assert inputs.of_bundle(stages, theirs).controls == ("single",)

@@ -1,17 +1,19 @@
 """Parts that come to the device one at a time: which is where when, and that nothing but memory changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline import backbones, export, phases
 from pipeline.backbones.stock import StockBackbone
-from pipeline.evaluation.comparison import Comparison, describe
 from pipeline.evaluation.samples import Shard
-from tests.evaluation_case import make_artifacts, small_params
+from pipeline.evaluation.timing import Timing, describe
+from tests.evaluation_case import make_artifacts, read, small_params
 from tests.published import write_bundle
 from tests.test_adapters import random_state
-from tests.test_evaluation_comparison import arm, make
+from tests.test_evaluation_images import arm
 from tests.test_trajectories import files_of, make_cache
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 
@@ -123,10 +125,8 @@ def compared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     make_artifacts(small_params())
-    whole, offloading = make(small_params()), make(small_params())
-    offloaded = load(small_params().teacher.path, offload=True)
-    inputs = offloading.inputs.__class__(**(vars(offloading.inputs) | {"backbone": offloaded}))
-    return whole, Comparison(inputs, offloading.exam, offloading.params)
+    given = read(small_params())
+    return given, replace(given, load=lambda: load(small_params().teacher.path, offload=True))
 
 
 def test_arms_make_bitwise_the_same_images_and_a_shard_is_encoded_once(moves, compared):
@@ -141,7 +141,7 @@ def test_arms_make_bitwise_the_same_images_and_a_shard_is_encoded_once(moves, co
 
 
 def test_the_loop_is_timed_with_the_transformer_in_place(moves, compared):
-    work = compared[1]._works(1)["student"]
+    work = Timing(compared[1]).works(1)["student"]
     work.prepare()
     prompted = work.encode(0)
     moves.clear()

@@ -110,13 +110,15 @@ def test_register_publishes_a_run_with_a_child_per_stage(project, monkeypatch):
     assert "arms.teacher.psnr" not in parent.data.metrics
 
     by_stage = {child.info.run_name: child for child in children}
-    assert set(by_stage) == {"train_slow", "evaluate", "register"}
+    assert set(by_stage) == {"train_slow", "evaluate", "time_arms", "register"}
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {done.run_id}
     assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
     slow = by_stage["train_slow"].data
     assert slow.params == {"train_slow.learning_rate": "0.001", "train_slow.train_steps": "3", "training.rank": "2"}
     assert slow.tags["dep.artifacts/trajectories"] == "11aa.dir" and slow.tags["out.artifacts/train_slow"] == "22bb.dir"
     assert by_stage["evaluate"].data.metrics["arms.student.score"] == 0.93
+    assert by_stage["time_arms"].data.metrics["arms.student.speedup_batch1"] == 9.5
+    assert parent.data.metrics["arms.student.speedup_batch1"] == 9.5
 
     client = tracking.connect()._client
     history = client.get_metric_history(by_stage["train_slow"].info.run_id, "loss")
@@ -129,13 +131,14 @@ def test_register_publishes_a_run_with_a_child_per_stage(project, monkeypatch):
 
 def test_an_evaluation_of_its_own_stands_for_the_stages(project):
     shutil.move(project / "artifacts/evaluation", project / "again")
+    shutil.move(project / "artifacts/timing/latency.json", project / "again")
     copy = shutil.copytree("artifacts/bundle", "copy")  # the same bytes, made by the same stages
     done = registry.register(params.load(), Path(copy), Path("again"))
     (parent,), children = runs()
     assert {child.info.run_name for child in children} == {"train_slow", "register"}
     assert parent.info.run_name.startswith("repro ") and "provenance" not in parent.data.tags
     shown = {file.path for file in tracking.connect()._client.list_artifacts(done.run_id, "again")}
-    assert shown == {"again/images", "again/metrics.json"}
+    assert shown == {"again/images", "again/latency.json", "again/metrics.json"}
 
 
 def test_register_names_the_git_revision(project):
@@ -156,6 +159,7 @@ def test_a_version_says_what_it_is(project):
     assert version.aliases == ("candidate",)
     assert version.tags["bundle_digest"] == bundle_digest(project / "artifacts/bundle")
     assert version.tags["retention"] == "0.97" and version.tags["nfe"] == "8"
+    assert version.tags["speedup_batch1"] == "9.5"
     assert version.tags["base_digest"] == "sha256:" + 64 * "0"
 
 
@@ -202,7 +206,7 @@ def test_four_registrations_at_once_on_a_fresh_database_make_one_version(fresh_p
     ended = [(*process.communicate(timeout=900), process.returncode) for process in started]
     assert [code for _, _, code in ended] == [0, 0, 0, 0], ended
     parents, children = runs()
-    assert len(parents) == 4 and len(children) == 12
+    assert len(parents) == 4 and len(children) == 16
     assert [int(version.version) for version in versions()] == [1]
     assert sum("these are the same bytes" in out for out, _, _ in ended) == 3
 
@@ -244,7 +248,7 @@ def test_register_and_pull_over_http(fresh_project, server, tmp_path, monkeypatc
     assert (first.created, second.created) == (True, False)
     assert first.version.number == second.version.number == 1
     parents, children = runs()
-    assert len(parents) == 2 and len(children) == 6
+    assert len(parents) == 2 and len(children) == 8
     assert not (fresh_project / ".glance/mlflow.db").exists()
 
     folder = registry.pull(CANDIDATE, tmp_path / "pulled")

@@ -23,10 +23,11 @@ from ruamel.yaml import YAML
 
 from pipeline.ablations.grid import Grid, Run, agree
 from pipeline.ablations.results import Result
-from pipeline.artifacts import EVALUATION, digest_of
+from pipeline.artifacts import EVALUATION, LATENCY, digest_of
+from pipeline.evaluation import outcome
 from pipeline.provenance import flatten
 
-STAGE = "evaluate"  # where a run ends: registering it would move `candidate` to an ablation
+STAGE = "report"  # where a run ends: registering it would move `candidate` to an ablation
 METRICS = (EVALUATION / "metrics.json").as_posix()
 POLL_S = 2.0
 STATUS_S = 20.0
@@ -55,17 +56,21 @@ class Experiment:
 
     @cached_property
     def params(self) -> dict[str, Any]:
-        """The parameters of its evaluation, "section.key" -> value; {} if it has none.
+        """The parameters of its report, "section.key" -> value; {} if it has none.
 
-        From dvc.lock, not params.yaml: a run that stopped before the evaluation carries the metrics of another.
+        From dvc.lock, not params.yaml: a run that stopped before the report carries the metrics of another.
         """
         text = _git("show", f"{self.revision}:dvc.lock", check=False)
-        recorded = _block(_block(_block(text, "stages"), STAGE), "params")  # all of it takes YAML a second
+        stages = _block(text, "stages")  # all of it takes YAML a second
+        earlier = not _block(stages, "generate_images")  # when one stage did all that `report` ends
+        recorded = _block(_block(stages, "evaluate" if earlier else STAGE), "params")
         return flatten(YAML(typ="safe", pure=True).load(recorded)["params.yaml"]) if recorded else {}
 
     def metrics(self) -> dict[str, Any]:
-        """Its metrics.json."""
-        return json.loads(_git("show", f"{self.revision}:{METRICS}"))
+        """Its scores and times."""
+        metrics = json.loads(_git("show", f"{self.revision}:{METRICS}"))
+        latency = _git("show", f"{self.revision}:{LATENCY.as_posix()}", check=False)
+        return outcome.together(metrics, json.loads(latency)) if latency else metrics  # an earlier one holds its times
 
 
 def find() -> dict[str, list[Experiment]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.export import PHASES
 from pipeline.guidance import forwards
+from pipeline.partition import PHASES
 from pipeline.sampling import PhasePlan, fixed_plan
 from pipeline.schedule import Schedule, base_levels
 
@@ -75,6 +75,29 @@ class Arm:
         """What its cost depends on: forwards per step, and which steps share an adapter, numbered as they appear."""
         places = {name: place for place, name in enumerate(dict.fromkeys(filter(None, self.plan.adapters)))}
         return forwards(self.true_cfg_scale), tuple(places.get(name) for name in self.plan.adapters)
+
+
+@dataclass(frozen=True)
+class ShownArm:
+    """An arm as scores, tables and the report know it; its title and its question are those of its recipe."""
+
+    name: str
+    steps: int
+    nfe: int
+
+    @property
+    def title(self) -> str:
+        """The arm in a few words."""
+        return self._recipe.title
+
+    @property
+    def question(self) -> str:
+        """What comparing it with the teacher or the student answers."""
+        return self._recipe.question
+
+    @property
+    def _recipe(self) -> Recipe:
+        return next(recipe for recipe in RECIPES if recipe.name == self.name)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,38 @@
-"""Reads what an evaluation starts from: the teacher, the bundle, the controls, the loss histories."""
+"""What the arms are made of: the teacher, the pair, the controls, the prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
-
-import pandas as pd
 
 from pipeline import adapters, artifacts, backbones, loras
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation.arms import control_adapters
+from pipeline.evaluation import arms
+from pipeline.evaluation.arms import Arm, control_adapters
+from pipeline.evaluation.sampler import Sampler
+from pipeline.evaluation.weights import ArmWeights
 from pipeline.export import MANIFEST, PHASES, Bundle, bundle_digest
 from pipeline.params import Params
+from pipeline.prompts import load_prompts
+from pipeline.schedule import Schedule
 
-History = list[tuple[int, float]]
-"""(train_step, loss)."""
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "numpy")
+IMAGE_CODE = (
+    "pipeline/adapters.py",
+    "pipeline/backbones/*.py",
+    "pipeline/evaluation/sampler.py",
+    "pipeline/evaluation/weights.py",
+    "pipeline/guidance.py",
+    "pipeline/lora_files.py",
+    "pipeline/loras.py",
+    "pipeline/phases.py",
+    "pipeline/sampling.py",
+    "pipeline/schedule.py",
+)
+"""The modules that the bytes of an image depend on: what `sampler` imports, but for what only gives it numbers."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +42,28 @@ class Source:
     Attributes:
         bundle: The folder of the pair.
         controls: The control arms that have adapters.
-        histories: Losses by adapter.
         trained_here: Whether this project's stages trained the pair.
     """
 
     bundle: Path
     controls: tuple[str, ...]
-    histories: Mapping[str, History]
     trained_here: bool
+
+    @property
+    def trainings(self) -> set[str]:
+        """The adapters that this project's stages trained, by name."""
+        return {name for both in control_adapters(self.controls).values() for name in both} | set(
+            PHASES if self.trained_here else ()
+        )
 
 
 def of_stages(params: Params) -> Source:
-    """What the stages before evaluate wrote.
+    """What the stages before the evaluation wrote.
 
     Raises:
         ValueError: A control is unknown.
     """
-    found = histories(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
-    return Source(artifacts.BUNDLE, tuple(control_adapters(params.train_controls.arms)), found, True)
+    return Source(artifacts.BUNDLE, tuple(control_adapters(params.train_controls.arms)), True)
 
 
 def of_bundle(params: Params, folder: Path) -> Source:
@@ -54,51 +75,64 @@ def of_bundle(params: Params, folder: Path) -> Source:
     bundle, known = Bundle.load(folder), control_adapters(params.train_controls.arms)
     own = Bundle.load(artifacts.BUNDLE) if (artifacts.BUNDLE / MANIFEST).is_file() else None
     if own is None or not _run_alike(own, bundle):
-        return Source(folder, (), {}, False)
-    trained_here = bundle_digest(own.folder) == bundle_digest(folder)
+        return Source(folder, (), False)
     controls = tuple(name for name, both in known.items() if all(_is_adapter(_control(adapter)) for adapter in both))
-    shown = {adapter for name in controls for adapter in known[name]} | set(PHASES if trained_here else ())
-    losses = histories(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
-    return Source(folder, controls, {name: loss for name, loss in losses.items() if name in shown}, trained_here)
+    return Source(folder, controls, bundle_digest(own.folder) == bundle_digest(folder))
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the arms are made of, and where it comes from.
+    """What the arms are made of, and where it comes from; the model itself is loaded when it is first needed.
 
     Attributes:
-        backbone: The teacher, whole.
+        params: All parameters.
         bundle: The pair.
-        controls: The control arms that have adapters.
+        prompts: Held-out prompts.
+        arms: What is compared.
+        schedule: Base levels to sigmas, at the evaluated resolution.
         states: Every adapter with folded scale, by name.
         adapter_digests: Digest of each adapter's file.
-        histories: Losses by adapter.
-        trained_here: Whether this project's stages trained the pair.
         teacher_digest: Of the transformer and what is fused into it.
         bundle_digest: Of the bundle.
         origin: What an image of the bare backbone depends on besides its noise levels, prompt and seed.
+        load: Loads the teacher, whole; raises ValueError if an adapter does not fit it.
     """
 
-    backbone: Backbone
+    params: Params
     bundle: Bundle
-    controls: tuple[str, ...]
+    prompts: list[str]
+    arms: list[Arm]
+    schedule: Schedule
     states: Mapping[str, adapters.State]
     adapter_digests: Mapping[str, str]
-    histories: Mapping[str, History]
-    trained_here: bool
     teacher_digest: str
     bundle_digest: str
     origin: Mapping
+    load: Callable[[], Backbone]
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Makes the images of the arms; asking for it loads the model."""
+        teacher, backbone = self.params.teacher, self.load()
+        return Sampler(
+            backbone,
+            ArmWeights(backbone.transformer, self.states, backbone.home),
+            teacher.height,
+            teacher.width,
+            teacher.max_sequence_length,
+            teacher.guidance_scale,
+            teacher.negative_prompt,
+        )
 
 
 def read(params: Params, source: Source) -> Inputs:
-    """Reads a pair, its controls and its teacher.
+    """Reads a pair, its controls and what is small of its teacher.
 
     Raises:
         ValueError: If an artifact is missing or broken, or the bundle belongs to another teacher or was made for
-            another way to run it.
+            another way to run it; or the prompts are missing or too few.
     """
-    bundle, teacher = Bundle.load(source.bundle), params.teacher
+    bundle, teacher, settings = Bundle.load(source.bundle), params.teacher, params.evaluation
     teacher_digest = backbones.digest(teacher.path, teacher.loras)
     if bundle.base_digest != teacher_digest:
         raise ValueError(
@@ -106,60 +140,63 @@ def read(params: Params, source: Source) -> Inputs:
             f" got a bundle for {bundle.base_digest}"
         )
     _check_alike(params, bundle)
+    prompts = load_prompts(settings.prompts_file, settings.prompts, "evaluation", settings.seed, "evaluation")
     states, files = dict(bundle.states()), {phase: bundle.folder / f"{phase}.safetensors" for phase in PHASES}
     for control in control_adapters(source.controls).values():
         for name in dict.fromkeys(control):
             states[name] = adapters.read(_control(name))[0]
             files[name] = _control(name) / adapters.WEIGHTS
-    backbone = backbones.load(
-        teacher.path,
-        params.runtime.device,
-        dtype=teacher.dtype,
-        quantization=teacher.quantization,
-        loras=teacher.loras,
-        offload=params.runtime.offload,
-    )
-    shapes = adapters.linear_shapes(backbone.transformer)
-    for name, state in states.items():  # now, not after the teacher's images
-        adapters.check(state, shapes, str(files[name]), f"the transformer of {teacher.path}")
-    return Inputs(
-        backbone,
-        bundle,
+    frame = backbones.load(teacher.path, "cpu", parts=())
+    setting = arms.Setting(
+        frame.schedule(teacher.height, teacher.width),
+        teacher.steps,
+        bundle.plan(frame),
+        teacher.true_cfg_scale,
+        bundle.guidance.student_true_cfg_scale,
         source.controls,
+        settings.swaps,
+    )
+
+    def load() -> Backbone:
+        runtime = params.runtime
+        how = teacher.dtype, teacher.quantization, teacher.loras, runtime.offload
+        backbone = backbones.load(teacher.path, runtime.device, backbones.PARTS, *how)
+        shapes = adapters.linear_shapes(backbone.transformer)
+        for name, state in states.items():  # now, not after the teacher's images
+            adapters.check(state, shapes, str(files[name]), f"the transformer of {teacher.path}")
+        return backbone
+
+    return Inputs(
+        params,
+        bundle,
+        prompts,
+        arms.build(setting),
+        setting.schedule,
         states,
         {name: artifacts.file_digest(file) for name, file in files.items()},
-        source.histories,
-        source.trained_here,
         teacher_digest,
         bundle_digest(bundle.folder),
-        {
-            "teacher": artifacts.folder_digest(teacher.path),
-            "loras": loras.content(teacher.loras),
-            "code": artifacts.code_digest(),
-            "device": backbone.device.type,
-            "dtype": str(backbone.dtype),
-            "quantization": teacher.quantization,
-            "height": params.teacher.height,
-            "width": params.teacher.width,
-            "max_sequence_length": params.teacher.max_sequence_length,
-            "guidance_scale": params.teacher.guidance_scale,
-            "negative_prompt": params.teacher.negative_prompt,
-        },
+        _origin(params),
+        load,
     )
 
 
-def histories(slow: Path, fast: Path, controls_folder: Path) -> dict[str, History]:
-    """The losses of every adapter from the history.csv of its stage; a stage without one gives none."""
-    found: dict[str, History] = {}
-    for name, folder in (("slow", slow), ("fast", fast), ("", controls_folder)):
-        file = folder / "history.csv"
-        frame = pd.read_csv(file, encoding="utf-8") if file.is_file() else pd.DataFrame()
-        if frame.empty:
-            continue
-        groups = frame.groupby("arm", sort=False) if "arm" in frame else [(name, frame)]
-        for arm, rows in groups:
-            found[str(arm)] = list(zip(rows["train_step"].tolist(), rows["loss"].tolist(), strict=True))
-    return found
+def _origin(params: Params) -> dict:
+    teacher = params.teacher
+    return {
+        "teacher": artifacts.folder_digest(teacher.path),
+        "loras": loras.content(teacher.loras),
+        "code": artifacts.code_digest(IMAGE_CODE),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": backbones.resolve_device(params.runtime.device).type,
+        "dtype": teacher.dtype,
+        "quantization": teacher.quantization,
+        "height": teacher.height,
+        "width": teacher.width,
+        "max_sequence_length": teacher.max_sequence_length,
+        "guidance_scale": teacher.guidance_scale,
+        "negative_prompt": teacher.negative_prompt,
+    }
 
 
 def _control(name: str) -> Path:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
+from pipeline import artifacts
 from pipeline.evaluation import figures
-from pipeline.evaluation.arms import PRODUCT, REFERENCE, Arm
+from pipeline.evaluation.arms import PRODUCT, REFERENCE, ShownArm
+from pipeline.evaluation.content import Content
 from pipeline.evaluation.figures import Line, Point
 from pipeline.evaluation.gallery import gallery
 from pipeline.evaluation.markup import column, table, tag, text
-from pipeline.evaluation.pictures import Row
 from pipeline.evaluation.theme import CSS
 from pipeline.evaluation.verdicts import RIVALS, verdicts
 
@@ -21,41 +22,6 @@ LOSS_STYLES = {"slow": "slow", "fast": "fast", "single": "base"}  # colours of t
 SHOWN = 4  # prompts side by side that are not folded
 DASH = "–"
 NARROW = "\u202f"  # a space at which no line breaks
-
-
-@dataclass(frozen=True)
-class Content:
-    """Everything the page shows.
-
-    Attributes:
-        metrics: The content of metrics.json.
-        arms: In the order of the tables.
-        titles: Of the arms in `side_by_side`.
-        side_by_side: One row per shown prompt.
-        failure_titles: Of the arms in `failures`.
-        failures: Prompts where the teacher passes and the student does not, the first few.
-        histories: (train_step, loss) by adapter.
-        trained_here: Whether this project trained the pair, and so knows on which prompts.
-        snr: Of each teacher step.
-        slow_steps: Teacher steps at which the student's slow steps start.
-        fast_steps: Teacher steps at which its fast steps start.
-        provenance: What this was made of, label to text.
-        params: The parameters, as nested dicts.
-    """
-
-    metrics: Mapping
-    arms: Sequence[Arm]
-    titles: Sequence[str]
-    side_by_side: Sequence[Row]
-    failure_titles: Sequence[str]
-    failures: Sequence[Row]
-    histories: Mapping[str, Sequence[tuple[int, float]]]
-    trained_here: bool
-    snr: Sequence[float]
-    slow_steps: Sequence[int]
-    fast_steps: Sequence[int]
-    provenance: Mapping[str, str]
-    params: Mapping
 
 
 def page(content: Content) -> str:
@@ -69,6 +35,13 @@ def page(content: Content) -> str:
     sections = (_headline, _side_by_side, _arms, _quality, _speed, _failures, _tasks, _training, _provenance)
     main = tag("main", *(section(content) for section in sections))
     return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', main), lang='en')}\n"
+
+
+def write(content: Content, file: Path) -> None:
+    """Writes the page, whole."""
+    markup = page(content)
+    with artifacts.atomic_file(file) as partial:
+        partial.write_text(markup, encoding="utf-8")
 
 
 def kind(arm: str) -> str:
@@ -104,7 +77,7 @@ def _section(title: str, *children: str) -> str:
     return tag("section", tag("h2", text(title)), *children)
 
 
-def _row(arm: Arm, cells: Sequence[str], question: bool = False) -> str:
+def _row(arm: ShownArm, cells: Sequence[str], question: bool = False) -> str:
     small = tag("small", text(arm.question)) if question else ""
     head = tag("th", text(arm.title), small, scope="row")
     return tag("tr", head, *(tag("td", cell) for cell in cells), css=kind(arm.name))

@@ -1,4 +1,4 @@
-"""From what was measured to the tables: metrics.json, and pandas frames for the CSVs."""
+"""From what was measured to the tables: metrics.json, and pandas frames for the CSV files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation import frechet, retention
-from pipeline.evaluation.arms import PRODUCT, REFERENCE, Arm
-from pipeline.evaluation.latency import Latency
+from pipeline.evaluation.arms import PRODUCT, REFERENCE, ShownArm
 from pipeline.evaluation.measure import Measured
 from pipeline.evaluation.retention import UNDEFINED, Estimate
 
@@ -18,21 +17,16 @@ QUALITY_COLUMNS = ("nfe", "retention", "retention_low", "retention_high", "fd_sc
 
 
 def arm_rows(
-    arms: Sequence[Arm],
-    measured: Mapping[str, Measured],
-    latencies: Mapping[int, Mapping[str, Latency]],
-    resamples: int,
-    seed: int,
+    arms: Sequence[ShownArm], measured: Mapping[str, Measured], resamples: int, seed: int
 ) -> dict[str, dict[str, float | int | None]]:
     """The "arms" of metrics.json: one flat row per arm.
 
-    Scores and retention are ratios; latencies are ms for a batch; speed-ups are the teacher's latency over the arm's.
-    What is not defined is None: scores without a checker, the teacher's PSNR to itself, a distance of one image.
+    Scores and retention are ratios. What is not defined is None: scores without a checker, the teacher's PSNR to
+    itself, a distance of one image.
 
     Args:
         arms: In the order of the table.
         measured: By arm.
-        latencies: By batch size, then arm.
         resamples: Of the bootstrap over prompts.
         seed: Of the resampling.
     """
@@ -45,7 +39,7 @@ def arm_rows(
             score = retention.proportion(own.passed)
             kept = retention.ratio_of_means(own.passed, teacher.passed, resamples, seed)
         spread = teacher.spread.mean()
-        row = {
+        rows[arm.name] = {
             "nfe": arm.nfe,
             "steps": arm.steps,
             **_named("score", score),
@@ -55,13 +49,6 @@ def arm_rows(
             "ssim": float(own.ssim.mean()),
             "diversity": float(own.spread.mean() / spread) if spread > 0 else None,
         }
-        for batch, by_arm in latencies.items():
-            mine, theirs = by_arm[arm.name], by_arm[REFERENCE]
-            row[f"latency_ms_batch{batch}"] = mine.total_ms
-            row[f"loop_ms_batch{batch}"] = mine.loop_ms
-            row[f"speedup_batch{batch}"] = theirs.total_ms / mine.total_ms
-            row[f"loop_speedup_batch{batch}"] = theirs.loop_ms / mine.loop_ms
-        rows[arm.name] = row
     return rows
 
 

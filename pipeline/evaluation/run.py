@@ -1,20 +1,22 @@
-"""One evaluation: the stage's and the command's."""
+"""One whole evaluation of any pair, as the stages do it for the pipeline's own."""
 
 from __future__ import annotations
 
-import time
+import shutil
 from pathlib import Path
 
-import torch
-
-from pipeline.evaluation import comparison, inputs, prompts
+from pipeline import artifacts
+from pipeline.evaluation import content, generation, histories, inputs, outcome, report, scoring, timing
+from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.inputs import Source
 from pipeline.params import Params
 from pipeline.progress import Progress
 
 
 def evaluate(params: Params, source: Source, folder: Path, progress: Progress) -> None:
-    """Compares a pair with its teacher and its rivals; writes tables, pictures, the report and metrics.json.
+    """Compares a pair with its teacher and its rivals; writes scores, times, tables, pictures and the report.
+
+    The images themselves stay in the cache alone.
 
     Args:
         params: All parameters.
@@ -23,26 +25,14 @@ def evaluate(params: Params, source: Source, folder: Path, progress: Progress) -
         progress: Shows how far it is.
 
     Raises:
-        ValueError: As `inputs.read` and `prompts.exam` do.
+        ValueError: As `inputs.read` and `Inputs.load` do.
     """
-    teacher, settings = params.teacher, params.evaluation
-    exam = prompts.exam(settings.prompts_file, settings.prompts, settings.seed, teacher.height, teacher.width)
-    one = comparison.Comparison(inputs.read(params, source), exam, params)
-
-    what = f"{one.draws.images} images of {len(one.arms)} arms"
-    with progress(total=one.forwards, what=what, unit="forward") as bar:
-        measured = one.measure(lambda arm, images: bar.update(arm.nfe * images))
-
-    device = one.inputs.backbone.device
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    rounds = len(one.batches) * settings.latency_repeats
-    with progress(total=rounds, what="timing the arms", unit="round") as bar:
-        latencies = one.time(clock, bar.update)
-
-    comparison.write(folder, one, one.metrics(measured, latencies), measured)
-    one.forget()
+    given = inputs.read(params, source)
+    generation.generate(given, folder / "images", progress)
+    images = ImageSet.load(folder / "images")
+    scoring.score(params.evaluation, images, folder, progress)
+    timing.time_arms(given, outcome.latency_file(folder), progress)
+    losses = histories.read(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
+    shown = {name: loss for name, loss in losses.items() if name in source.trainings}
+    report.write(content.gather(params, images, folder, shown, source.trained_here), folder / "report.html")
+    shutil.rmtree(images.folder)

@@ -1,25 +1,16 @@
-"""The images of every arm, made shard by shard and kept on disk, so that memory does not grow with the prompts."""
+"""What every arm makes, shard by shard, and the cache that keeps the shards of all evaluations on disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load
-from torch import Tensor
 
-from pipeline import artifacts, guidance, sampling
-from pipeline.backbones import base
-from pipeline.backbones.base import Backbone, Conditioning
-from pipeline.evaluation.arms import Arm
-from pipeline.evaluation.weights import ArmWeights
-
-DECODED_AT_ONCE = 16  # images; of 64 at once the small VAE's activations leave the cache: a third to two thirds slower
+from pipeline import artifacts, image_archives, leftovers
+from pipeline.evaluation.arms import Arm, ShownArm
 
 
 @dataclass(frozen=True)
@@ -36,11 +27,63 @@ def shards(prompts: Sequence[str], seeds: Sequence[int], size: int) -> list[Shar
     return [Shard(*map(tuple, zip(*rows[i : i + size], strict=True))) for i in range(0, len(rows), size)]
 
 
-Images = Callable[[Arm, Shard], np.ndarray]
+@dataclass(frozen=True)
+class Draws:
+    """What every arm makes.
+
+    Attributes:
+        prompts: Shards of one image per prompt; image i starts from the noise of seed + i.
+        seeds: Shards of whole prompts with `seeds_per_prompt` images each, from the seeds after those.
+        seeds_per_prompt: Images per prompt for seed diversity.
+    """
+
+    prompts: list[Shard]
+    seeds: list[Shard]
+    seeds_per_prompt: int
+
+    @property
+    def images(self) -> int:
+        """Images of one arm."""
+        return sum(len(shard.prompts) for shard in (*self.prompts, *self.seeds))
+
+    @property
+    def files(self) -> dict[Shard, str]:
+        """The name of each shard's file, the same for every arm."""
+        kinds = {"prompts": self.prompts, "seeds": self.seeds}
+        return {shard: f"{kind}-{i:05d}.zip" for kind, those in kinds.items() for i, shard in enumerate(those)}
+
+
+def draws(prompts: Sequence[str], seed: int, batch: int, diversity_prompts: int, diversity_seeds: int) -> Draws:
+    """Which prompts and seeds are drawn, `batch` at a time.
+
+    Args:
+        prompts: Held-out prompts.
+        seed: Of the first image.
+        batch: Images made together.
+        diversity_prompts: Prompts whose seeds are compared, evenly spread over the list; all where it is shorter.
+        diversity_seeds: Images per prompt for seed diversity.
+
+    Raises:
+        ValueError: If there is no prompt.
+    """
+    if not prompts:
+        raise ValueError("evaluation.prompts must be at least 1, got 0")
+    places = np.linspace(0, len(prompts) - 1, min(diversity_prompts, len(prompts))).round().astype(int)
+    repeated = [prompts[i] for i in places for _ in range(diversity_seeds)]
+    first = seed + len(prompts)
+    whole_prompts = max(1, batch // diversity_seeds) * diversity_seeds
+    return Draws(
+        shards(prompts, range(seed, first), batch),
+        shards(repeated, range(first, first + len(repeated)), whole_prompts),
+        diversity_seeds,
+    )
+
+
+Images = Callable[[Arm | ShownArm, Shard], np.ndarray]
 """A shard's images of an arm, uint8 (B, H, W, 3)."""
 
 
-def pick(images: Images, arm: Arm, among: Sequence[Shard], indices: Sequence[int]) -> list[np.ndarray]:
+def pick(images: Images, arm: Arm | ShownArm, among: Sequence[Shard], indices: Sequence[int]) -> list[np.ndarray]:
     """The images of single prompts, uint8 (H, W, 3) each, in the order of `indices` into the prompts of `among`."""
     starts = np.cumsum([0, *(len(shard.prompts) for shard in among)])
     places = [int(np.searchsorted(starts, index, side="right")) - 1 for index in indices]
@@ -51,127 +94,33 @@ def pick(images: Images, arm: Arm, among: Sequence[Shard], indices: Sequence[int
     return [found[index] for index in indices]
 
 
-@dataclass(frozen=True)
-class Prompted:
-    """Text conditioning of a batch; `negative` only for a guided arm."""
-
-    positive: Conditioning
-    negative: Conditioning | None
-
-
-class Sampler:
-    """Makes images of any arm from one backbone, at one resolution."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        weights: ArmWeights,
-        height: int,
-        width: int,
-        max_sequence_length: int,
-        guidance_scale: float,
-        negative_prompt: str,
-    ) -> None:
-        """
-        Args:
-            backbone: The teacher, with its text encoders and decoder.
-            weights: The arms' adapters, fused into the backbone.
-            height: Pixels.
-            width: Pixels.
-            max_sequence_length: Text tokens per prompt.
-            guidance_scale: Embedded guidance.
-            negative_prompt: What guided arms steer away from.
-        """
-        self.backbone = backbone
-        self.weights = weights
-        self.height, self.width = height, width
-        self.max_sequence_length = max_sequence_length
-        self.guidance_scale = guidance_scale
-        self.negative_prompt = negative_prompt
-        self.grid = backbone.grid(height, width)
-        self._last: tuple[tuple[str, ...], Conditioning] | None = None
-        self._negative: Conditioning | None = None
-
-    def encode(self, arm: Arm, prompts: Sequence[str]) -> Prompted:
-        """The conditioning that an arm's forwards read, both texts for a guided arm."""
-        positive = self._encode(prompts)
-        if guidance.forwards(arm.true_cfg_scale) == 1:
-            return Prompted(positive, None)
-        return Prompted(positive, base.repeat(self._encode([self.negative_prompt]), len(prompts)))
-
-    def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        with torch.inference_mode():
-            return self.backbone.encode(list(prompts), self.max_sequence_length)
-
-    def _remembered(self, arm: Arm, prompts: tuple[str, ...]) -> Prompted:
-        """As `encode`, each text once for all arms that make the same shard: the encoders need not come back."""
-        if self._last is None or self._last[0] != prompts:
-            self._last = prompts, self._encode(prompts)
-        if guidance.forwards(arm.true_cfg_scale) == 1:
-            return Prompted(self._last[1], None)
-        if self._negative is None:
-            self._negative = self._encode([self.negative_prompt])
-        return Prompted(self._last[1], base.repeat(self._negative, len(prompts)))
-
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Where the arms start, (B, T, C); depends on the seeds alone."""
-        return self.backbone.noise(list(seeds), self.height, self.width)
-
-    def denoise(self, arm: Arm, prompted: Prompted, noise: Tensor) -> Tensor:
-        """The denoising loop of an arm whose adapters `weights` holds, (B, T, C) to (B, T, C)."""
-        with torch.inference_mode():
-            velocity = base.field(self.backbone, prompted.positive, self.guidance_scale, self.grid)
-            if prompted.negative is not None:
-                unguided = base.field(self.backbone, prompted.negative, self.guidance_scale, self.grid)
-                velocity = self.backbone.guide(velocity, unguided, arm.true_cfg_scale)
-            return sampling.sample_plan(velocity, noise, arm.plan, self.weights.select)
-
-    def decode(self, x: Tensor) -> np.ndarray:
-        """Latents to uint8 (B, H, W, 3)."""
-        with torch.inference_mode():
-            parts = [self.backbone.decode(part, self.height, self.width) for part in x.split(DECODED_AT_ONCE)]
-            return torch.cat(parts).numpy()
-
-    def images(self, arm: Arm, shard: Shard) -> np.ndarray:
-        """A shard's images, uint8 (B, H, W, 3): a pure function of the arm, its adapters and the shard."""
-        self.weights.hold(arm.plan.adapters)
-        return self.decode(self.denoise(arm, self._remembered(arm, shard.prompts), self.noise(shard.seeds)))
-
-
 class Store:
-    """Images on disk, one file for a shard of an arm, named by what its content depends on.
+    """A cache of images, one file for a shard of an arm, named by what its content depends on.
 
-    A file is written whole, so an evaluation that was killed continues after its last shard; and images of the bare
-    backbone are found again by an evaluation of other adapters.
+    A file is written whole, so a generation that was killed continues after its last shard. Another evaluation finds
+    what it shares with earlier ones: all arms of the bare backbone, and those of adapters that did not change.
     """
 
     def __init__(
-        self,
-        make: Images,
-        origin: dict,
-        adapter_digests: dict[str, str],
-        lasting: Path,
-        passing: Path,
+        self, make: Images, origin: Mapping, adapter_digests: Mapping[str, str], folder: Path | None = None
     ) -> None:
         """
         Args:
             make: Makes a shard's images.
             origin: What images of the bare backbone depend on besides the arm and the shard, in JSON's types.
             adapter_digests: Digest of each adapter's weights.
-            lasting: Folder of the images of arms without adapters, which other evaluations can use.
-            passing: Folder of the other images, of use only until this evaluation is done.
+            folder: Where the files lie; None = under `$DVC_ROOT/.glance/cache`.
 
-        `used` gathers the files that were read or written.
+        `used` gathers the files that were asked for.
         """
         self.make = make
         self.origin = origin
         self.adapter_digests = adapter_digests
-        self.lasting, self.passing = lasting, passing
+        self.folder = folder or leftovers.folder("cache") / "evaluation" / artifacts.digest_of(origin)
         self.used: set[Path] = set()
 
     def path(self, arm: Arm, shard: Shard) -> Path:
         """Where a shard's images are, or will be."""
-        used = sorted({name for name in arm.plan.adapters if name is not None})
         content = {
             "origin": self.origin,
             "sigmas": arm.plan.sigmas.tolist(),
@@ -181,17 +130,14 @@ class Store:
             "prompts": shard.prompts,
             "seeds": shard.seeds,
         }
-        return (self.passing if used else self.lasting) / f"{artifacts.digest_of(content)}.safetensors"
+        return self.folder / f"{artifacts.digest_of(content)}.zip"
 
-    def images(self, arm: Arm, shard: Shard) -> np.ndarray:
-        """A shard's images, uint8 (B, H, W, 3), from disk if they are there; an unreadable file is made again."""
+    def file(self, arm: Arm, shard: Shard) -> Path:
+        """The file of a shard's images; they are made if it is missing or damaged."""
         path = self.path(arm, shard)
         self.used.add(path)
-        try:
-            images = load(path.read_bytes())["images"]
+        if image_archives.intact(path, shard.seeds):
             os.utime(path)  # the cache drops what was not used for longest
-            return images
-        except (FileNotFoundError, SafetensorError):
-            images = self.make(arm, shard)
-        artifacts.save_safetensors(path, {"images": torch.from_numpy(np.ascontiguousarray(images))})
-        return images
+        else:
+            image_archives.pack(path, self.make(arm, shard), shard.seeds)
+        return path

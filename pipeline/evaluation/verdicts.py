@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.arms import PRODUCT, Arm
+from pipeline.evaluation.arms import PRODUCT, ShownArm
 
 RIVALS = ("base_unguided", "base_guided_equal_cost", "base_guided")
 PAIRED = {"score": "score", "psnr": "PSNR", "ssim": "SSIM"}
 
 
-def verdicts(metrics: Mapping, arms: Sequence[Arm]) -> list[tuple[str, str]]:
+def verdicts(metrics: Mapping, arms: Sequence[ShownArm]) -> list[tuple[str, str]]:
     """One sentence per rival with "won", "lost" or "open" before it.
 
     A paired metric is ahead or behind where its 95 % interval excludes 0; `fd_scenes`, which has no interval, where it

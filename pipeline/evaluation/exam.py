@@ -1,4 +1,4 @@
-"""The prompts of an evaluation, and the checker that reads their images where there is one."""
+"""Held-out prompts with the checker that reads their images, where there is one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.measure import Judge
-from pipeline.prompts import load_prompts
 from pipeline.scenes import captions, checker, renderer
 
 
@@ -32,20 +31,16 @@ class Exam:
     truth: float | None
 
 
-def exam(prompts_file: str | None, count: int, seed: int, height: int, width: int) -> Exam:
-    """The prompts to be held against the teacher, and the checker if it can read their images.
+def of(prompts: Sequence[str], seed: int, height: int, width: int) -> Exam:
+    """The exam of some prompts, with the checker if it can read their images.
 
     Args:
-        prompts_file: A text file, one prompt a line; None draws held-out captions of the scene grammar.
-        count: How many prompts, of a file the first.
-        seed: Of the draw and of the rendered scenes that the checker is tried on.
+        prompts: Held-out prompts.
+        seed: Of the rendered scenes that the checker is tried on.
         height: Pixels of the images.
         width: Pixels of the images.
-
-    Raises:
-        ValueError: If the file is missing, or file or grammar have fewer prompts than asked for.
     """
-    prompts = load_prompts(prompts_file, count, "evaluation", seed, "evaluation")
+    prompts = list(prompts)
     unscored = _unscored(prompts, height, width)
     if unscored:
         return Exam(prompts, None, None, unscored, None)

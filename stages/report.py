@@ -1,0 +1,20 @@
+"""Shows what was measured, on one page."""
+
+from pipeline import artifacts
+from pipeline.evaluation import content, histories, report
+from pipeline.evaluation.images import ImageSet
+from pipeline.params import Params
+from stages import stage_command
+
+
+@stage_command("report")
+def main(params: Params) -> None:
+    """Writes report.html: scores, times, pictures, losses and where all of it comes from."""
+    losses = histories.read(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
+    images = ImageSet.load(artifacts.IMAGES)
+    shown = content.gather(params, images, artifacts.EVALUATION, losses, trained_here=True)
+    report.write(shown, artifacts.EVALUATION / "report.html")
+
+
+if __name__ == "__main__":
+    main()

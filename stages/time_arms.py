@@ -1,0 +1,16 @@
+"""Measures how long an image takes."""
+
+from pipeline import artifacts
+from pipeline.evaluation import inputs, timing
+from pipeline.params import Params
+from stages import progress, stage_command
+
+
+@stage_command("time_arms")
+def main(params: Params) -> None:
+    """Times every arm in one run; writes latency.json."""
+    timing.time_arms(inputs.read(params, inputs.of_stages(params)), artifacts.LATENCY, progress)
+
+
+if __name__ == "__main__":
+    main()
