@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from pipeline import cli, leftovers
-from tests.evaluation_case import drawn_images, make_artifacts, small_params
-from tests.test_evaluation_comparison import SHARD, arm, make
+from pipeline import artifacts, cli, leftovers
+from tests.evaluation_case import draw, make_artifacts, read, small_params
 
 KB = 1e-6  # GB
 
@@ -53,18 +52,16 @@ def test_without_a_cache_there_is_nothing_to_remove(root):
 def test_an_evaluation_keeps_its_own_images_and_drops_those_of_earlier_ones(root):
     settings = small_params()
     make_artifacts(settings)
-    one = make(replace(settings, runtime=replace(settings.runtime, cache_limit_gb=0.0)))
-    one.store.make = drawn_images
-    earlier = write(root / ".glance" / "cache" / "evaluation" / "earlier" / "x.safetensors", 1000)
-    teacher = arm(one, "teacher")
-    one.store.images(teacher, SHARD)
-    own = one.store.path(teacher, SHARD)
-    one.forget()
-    assert own.exists() and not earlier.exists()
+    given = read(replace(settings, runtime=replace(settings.runtime, cache_limit_gb=0.0)))
+    earlier = write(root / ".glance" / "cache" / "evaluation" / "earlier" / "x.zip", 1000)
+    draw(given, artifacts.IMAGES)
+    own = list((root / ".glance" / "cache" / "evaluation").rglob("*.zip"))
+    assert own and not earlier.exists()
 
-    os.utime(own, (0, 0))
-    one.store.images(teacher, SHARD)
-    assert own.stat().st_mtime > time.time() - 60, "to read it is to use it"
+    for file in own:
+        os.utime(file, (0, 0))
+    draw(given, artifacts.IMAGES)
+    assert all(file.stat().st_mtime > time.time() - 60 for file in own), "to read it is to use it"
 
 
 def fill(root):

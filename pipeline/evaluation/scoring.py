@@ -40,7 +40,7 @@ def score(settings: EvaluationParams, images: ImageSet, folder: Path, progress: 
     }
     for name, frame in frames.items():
         with artifacts.atomic_file(folder / name) as partial:
-            frame.to_csv(partial, index=False)
+            frame.to_csv(partial, index=False, encoding="utf-8")
     passed = {name: own.passed for name, own in measured.items()}
     shown = showing.side_by_side(images, passed, settings.grid_prompts)
     with artifacts.atomic_file(folder / "grid.png") as partial:
