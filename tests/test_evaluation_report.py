@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import artifacts
-from pipeline.evaluation import content, figures, histories, pictures, report, scoring, showing, timing
+from pipeline.evaluation import cells, content, figures, histories, pictures, report, scoring, showing, timing
 from pipeline.evaluation.content import Content
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.latency import Latency
@@ -192,4 +192,4 @@ def test_a_chart_of_no_losses_is_refused():
 
 @pytest.mark.parametrize("value, css", [(1.01, "good"), (0.95, "good"), (0.9, "mid"), (0.5, "bad")])
 def test_retention_is_graded(value, css):
-    assert report.grade(value) == css
+    assert cells.grade(value) == css
