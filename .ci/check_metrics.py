@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from pipeline.evaluation import outcome
+from pipeline.evaluation.benchmarks.scenes import SCENES
 
 FREE_RIVALS = ("base_unguided", "base_guided_equal_cost")  # the two free ways to spend the student's forwards
-HIGHER_IS_BETTER = {"score": True, "psnr": True, "ssim": True, "fd_scenes": False}
 
 
 def below_bar(metrics: dict) -> list[str]:
@@ -20,10 +20,11 @@ def below_bar(metrics: dict) -> list[str]:
         ("student.speedup_batch1", student["speedup_batch1"], student["speedup_batch1"] >= 8, "must be at least 8"),
     ]
     for rival in FREE_RIVALS:
-        for key, higher in HIGHER_IS_BETTER.items():
-            ours, theirs = student[key], arms[rival][key]
-            wins = ours > theirs if higher else ours < theirs
-            checks.append((f"student.{key}", ours, wins, f"must beat {rival}'s {theirs:.4g}"))
+        for column in SCENES.columns:
+            if column.compared:
+                ours, theirs = student[column.key], arms[rival][column.key]
+                wins = column.ahead(ours, theirs)
+                checks.append((f"student.{column.key}", ours, wins, f"must beat {rival}'s {theirs:.4g}"))
     return _sentences(checks)
 
 

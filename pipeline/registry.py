@@ -13,6 +13,8 @@ from tempfile import TemporaryDirectory
 from pipeline import artifacts, provenance, tracking
 from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, dvc_root, folder_digest, read_json
 from pipeline.evaluation import outcome
+from pipeline.evaluation.benchmarks.scenes import SCENES
+from pipeline.evaluation.benchmarks.speed import SPEED
 from pipeline.params import Params
 from pipeline.tracking import Store, Version
 
@@ -23,7 +25,8 @@ FOLDER = "bundle"  # of the run's artifacts
 SUFFIXES = (".safetensors", ".json", ".md")  # what a bundle may hold: nothing that runs when it is read
 UNKNOWN = "none: no `dvc repro` here made this bundle"  # the tag `provenance` of a run without stages
 MEASURING = {"generate_images", "evaluate", "time_arms", "report"}  # the stages of the pipeline's own evaluation
-HEADLINE = ("retention", "retention_low", "retention_high", "score", "nfe", "speedup_batch1")  # of the student, as tags
+HEADLINE = tuple(key for column in (*SCENES.columns, *SPEED) if column.headline for key in column.keys)
+"""What a version is tagged with, of the student's row."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_a_shipped_grid_is_valid(name, defaults):
         ("seeds", [1, 1], "seeds must be a list of different integers from 0 or null, got [1, 1]"),
         ("seeds", [-1], "seeds must be a list of different integers"),
         ("plot", {"x": "variant"}, "plot must hold x, y and possibly lines, got {'x': 'variant'}"),
-        ("plot", {"x": "variant", "y": "fid"}, "plot.y must be among nfe, score, retention"),
+        ("plot", {"x": "variant", "y": "fid"}, "plot.y must be among nfe, retention, score"),
         ("plot", {"x": "training.batch", "y": "psnr"}, "or a parameter that every variant sets, got 'training.batch'"),
         ("plot", {"x": "nfe", "y": "psnr", "lines": "nfe"}, "plot.lines must be arm or a parameter that every variant"),
     ],

@@ -3,13 +3,14 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from pipeline import artifacts
-from pipeline.evaluation import content, figures, histories, pictures, report, scoring, showing, timing
+from pipeline.evaluation import cells, content, figures, histories, pictures, report, scoring, showing, timing
 from pipeline.evaluation.content import Content
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.latency import Latency
@@ -192,7 +193,7 @@ def test_a_chart_of_no_losses_is_refused():
 
 @pytest.mark.parametrize("value, css", [(1.01, "good"), (0.95, "good"), (0.9, "mid"), (0.5, "bad")])
 def test_retention_is_graded(value, css):
-    assert report.grade(value) == css
+    assert cells.grade(value) == css
 
 
 def test_no_label_of_quality_over_cost_covers_another():
@@ -217,3 +218,34 @@ def test_the_teachers_own_distance_is_not_drawn(evaluation):
     metrics["arms"]["teacher"]["fd_scenes"] = 1e-9
     chart = report._quality(report.Content(**{**vars(content), "metrics": metrics})).split("<figure")[-1]
     assert "fd_scenes" in chart and "1e-9" not in chart and "Teacher<" not in chart
+
+
+def test_no_label_of_quality_over_cost_covers_another():
+    near = [figures.Point(x, y, f"an arm of {x} at {y}", "base") for x in (8, 10, 16) for y in (0.97, 0.98, 1.0)]
+    chart = figures.over_nfe([*near, figures.Point(100, 1.0, "Teacher", "teacher")], [], "retention", "a title")
+    found = re.findall(r'<text class="mark [^"]*" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)<', chart)
+    boxes = []
+    for x, y, anchor, words in found:
+        width = figures.LETTER * len(words)
+        first = float(x) - (width if anchor == "end" else 0)
+        boxes.append((first, first + width, float(y)))
+    assert len(boxes) == 10
+    for i, (first, last, y) in enumerate(boxes):
+        for other_first, other_last, other_y in boxes[:i]:
+            assert last < other_first or first > other_last or abs(y - other_y) >= figures.LABEL_GAP
+
+
+def test_the_teachers_own_distance_is_not_drawn(evaluation):
+    _, shown = evaluation
+    metrics = {**shown.metrics, "arms": {name: dict(row) for name, row in shown.metrics["arms"].items()}}
+    metrics["arms"]["teacher"]["fd_scenes"] = 1e-9
+    chart = report._quality(replace(shown, metrics=metrics)).split("<figure")[-1]
+    assert "fd_scenes" in chart and "1e-9" not in chart and "Teacher<" not in chart
+
+
+def test_all_but_the_first_prompts_side_by_side_are_folded(evaluation):
+    _, shown = evaluation
+    many = replace(shown, side_by_side=[shown.side_by_side[0]] * (report.SHOWN + 2))
+    open_part, folded = report._side_by_side(many).split("<details>")
+    assert open_part.count("<article") == report.SHOWN and folded.count("<article") == 2
+    assert "2 more prompts" in folded and "<details>" not in report._side_by_side(shown)

@@ -1,17 +1,19 @@
 """docs/ablations.md: a table and a plot per question, from the files under experiments/ alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 from pipeline.ablations.grid import Grid
 from pipeline.ablations.results import METRICS, Result
 from pipeline.evaluation.arms import RECIPES
+from pipeline.evaluation.benchmarks.scenes import SCENES
+from pipeline.evaluation.benchmarks.speed import SPEED
 
 FILE = Path("docs/ablations.md")
 PLOTS = Path("docs/ablations")
-COLUMNS = ("nfe", "retention", "psnr", "ssim", "fd_scenes", "diversity")
-SPEED = ("speedup_batch1", "speedup_batch16")
+COLUMNS = tuple(column.key for column in SCENES.columns if column.ablated)
+TIMES = tuple(column.key for column in SPEED if column.ablated)
 DASH = "-"
 ENOUGH_SEEDS = 3
 HEAD = """\
@@ -70,7 +72,7 @@ def table(grid: Grid, rows: Cells) -> list[str]:
     timed = all(result.jobs == 1 for result in shown) and "evaluation.latency_repeats" not in grid.touched
     columns = [
         key
-        for key in (*COLUMNS, *(SPEED if timed else ()))
+        for key in (*COLUMNS, *(TIMES if timed else ()))
         if any(result.metrics.get(key) is not None for result in shown)
     ]
     arms = ["arm"] if len(grid.arms) > 1 else []
@@ -86,7 +88,10 @@ def cell(key: str, those: Sequence[Result]) -> str:
     values = [result.metrics.get(key) for result in those]
     if any(value is None for value in values):
         return DASH
-    write: Callable[[float], str] = METRICS[key][1]
+
+    def write(value: float) -> str:
+        return METRICS[key].number(value) + (" %" if METRICS[key].unit == "%" else "")
+
     low, high = write(min(values)), write(max(values))
     if low != high:
         return f"{write(mean(values))} ({_bare(low)} to {_bare(high)})"
@@ -118,7 +123,8 @@ def notes(grid: Grid, results: Sequence[Result]) -> list[str]:
 
 
 def _head(key: str) -> str:
-    return f"`{key}`" if key == "fd_scenes" else METRICS[key][0]
+    label = METRICS[key].label
+    return f"`{label}`" if "_" in label else label
 
 
 def _bare(text: str) -> str:

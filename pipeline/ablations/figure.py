@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.ablations.document import TITLES, cells
 from pipeline.ablations.grid import ARM, VARIANT, Grid
-from pipeline.ablations.results import METRICS, Result, percent
+from pipeline.ablations.results import METRICS, Result
 from pipeline.artifacts import atomic_file
 from pipeline.evaluation.arms import PRODUCT
 
@@ -83,7 +83,7 @@ def _wide(values: Sequence[float], ratio: float) -> bool:
 
 
 def _panel(axes: Any, grid: Grid, found: dict[str, list[Mark]], metric: str) -> None:
-    axes.set_ylabel(METRICS[metric][0])
+    axes.set_ylabel(METRICS[metric].label)
     if not found:  # no retention without a checker
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
         return
@@ -111,9 +111,10 @@ def _panel(axes: Any, grid: Grid, found: dict[str, list[Mark]], metric: str) -> 
         axes.set_xlim(-0.5, len(every) - 0.5)
     if _wide([value for marks in found.values() for _, *values in marks for value in values], LOG_Y):
         axes.set_yscale("log")
-    if METRICS[metric][1] is percent:
+    if METRICS[metric].unit == "%":
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-    axes.set_xlabel("" if grid.plot.x == VARIANT else METRICS.get(grid.plot.x, (grid.plot.x,))[0])
+    x_label = METRICS[grid.plot.x].label if grid.plot.x in METRICS else grid.plot.x
+    axes.set_xlabel("" if grid.plot.x == VARIANT else x_label)
     axes.grid(axis="y", color="#e3dfd7")
     axes.spines[["top", "right"]].set_visible(False)
     if len(found) > 1:

@@ -4,38 +4,21 @@ DVC's experiments do not travel with a clone; these files do.
 """
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts import atomic_file
+from pipeline.evaluation.benchmarks import Column
+from pipeline.evaluation.benchmarks.scenes import SCENES
+from pipeline.evaluation.benchmarks.speed import SPEED
 
 FOLDER = Path("experiments/results")
 IDENTITY = ("variant", "seed", "arm", "experiment", "changes", "base", "baseline", "revision", "jobs", "prompts")
 
 
-def percent(value: float) -> str:
-    """A ratio as percent with one decimal."""
-    return f"{100 * value:.1f} %"
-
-
-def fixed(digits: int) -> Callable[[float], str]:
-    """The text of a number with so many decimals."""
-    return lambda value: f"{value:.{digits}f}"
-
-
-METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "nfe": ("forwards", fixed(0)),
-    "score": ("score", fixed(3)),
-    "retention": ("retention", percent),
-    "psnr": ("PSNR, dB", fixed(1)),
-    "ssim": ("SSIM", fixed(3)),
-    "fd_scenes": ("fd_scenes", fixed(3)),
-    "diversity": ("diversity", fixed(2)),
-    "speedup_batch1": ("speed-up, batch 1", fixed(1)),
-    "speedup_batch16": ("speed-up, batch 16", fixed(1)),
-}
-"""What a table may show and a plot may draw: how it is called, how it is written."""
+METRICS: dict[str, Column] = {column.key: column for column in (*SCENES.columns, *SPEED)}
+"""What a table may show and a plot may draw."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +36,7 @@ class Result:
         revision: The commit that DVC made of it.
         jobs: How many runs went at once; None = unknown.
         prompts: Held-out prompts of the evaluation.
-        metrics: The arm's row of metrics.json.
+        metrics: The arm's row of metrics.json and latency.json.
     """
 
     variant: str

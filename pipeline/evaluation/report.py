@@ -9,6 +9,9 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.evaluation import figures
 from pipeline.evaluation.arms import PRODUCT, REFERENCE, ShownArm
+from pipeline.evaluation.benchmarks.scenes import SCENES
+from pipeline.evaluation.benchmarks.speed import SPEED
+from pipeline.evaluation.cells import NARROW, between, column_label, fixed, percent, ratio_cells, value_cell
 from pipeline.evaluation.content import Content
 from pipeline.evaluation.figures import Line, Point
 from pipeline.evaluation.gallery import gallery
@@ -16,12 +19,10 @@ from pipeline.evaluation.markup import column, table, tag, text
 from pipeline.evaluation.theme import CSS
 from pipeline.evaluation.verdicts import RIVALS, verdicts
 
-GOOD, FAIR = 0.95, 0.80  # retention from which a figure is shown as good, or as fair
 GUIDED_CURVE = (REFERENCE, "base_guided", "base_guided_equal_cost")  # the same guided model at three costs
 LOSS_STYLES = {"slow": "slow", "fast": "fast", "single": "base"}  # colours of the loss curves, else the teacher's
 SHOWN = 4  # prompts side by side that are not folded
-DASH = "–"
-NARROW = "\u202f"  # a space at which no line breaks
+TABLE = (*SCENES.columns, SPEED[0])  # the columns of "Every arm"
 
 
 def page(content: Content) -> str:
@@ -51,24 +52,6 @@ def kind(arm: str) -> str:
     return "base" if arm.startswith("base") else "control"
 
 
-def grade(ratio: float) -> str:
-    """The CSS class of a retention."""
-    return "good" if ratio >= GOOD else "mid" if ratio >= FAIR else "bad"
-
-
-def percent(ratio: float | None) -> str:
-    """A ratio as percent with one decimal, or a dash."""
-    return DASH if ratio is None else f"{100 * ratio:.1f}{NARROW}%"
-
-
-def _between(low: float, high: float) -> str:
-    return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def _fixed(value: float | None, digits: int) -> str:
-    return DASH if value is None else f"{value:.{digits}f}"
-
-
 def _note(words: str) -> str:
     return tag("p", text(words), css="soft")
 
@@ -91,9 +74,9 @@ def _title(content: Content) -> str:
 def _headline(content: Content) -> str:
     metrics = content.metrics
     teacher, student = metrics["arms"][REFERENCE], metrics["arms"][PRODUCT]
-    kept = (_fixed(student["ssim"], 3), "SSIM to the teacher's images, mean over prompts")
+    kept = (fixed(student["ssim"], 3), "SSIM to the teacher's images, mean over prompts")
     if student["retention"] is not None:
-        interval = _between(student["retention_low"], student["retention_high"])
+        interval = between(student["retention_low"], student["retention_high"])
         kept = (percent(student["retention"]), f"of the teacher's checker score kept (95{NARROW}% interval {interval})")
     numbers = (
         kept,
@@ -139,35 +122,21 @@ def _side_by_side(content: Content) -> str:
 
 def _arms(content: Content) -> str:
     metrics = content.metrics["arms"]
-    full = 1.02 * max(1.0, *(row["retention_high"] or 0.0 for row in metrics.values()))
-    rows = []
+    highest = SCENES.main.keys[-1]
+    full = 1.02 * max(1.0, *(row[highest] or 0.0 for row in metrics.values()))
+    rows, names = [], []
+    for measure in TABLE:
+        names += [column_label(measure)] + [""] * (measure is SCENES.main)
     for arm in content.arms:
-        row, kept, bar = metrics[arm.name], DASH, DASH
-        if row["retention"] is not None:
-            kept = tag("span", text(percent(row["retention"])), css=f"chip {grade(row['retention'])}")
-            kept += tag("span", text(_between(row["retention_low"], row["retention_high"])), css="range")
-            bar = figures.bar(row["retention"], row["retention_low"], row["retention_high"], kind(arm.name), full)
-        cells = (
-            str(row["nfe"]),
-            kept,
-            bar,
-            percent(row["score"]),
-            _fixed(row["psnr"], 1),
-            _fixed(row["ssim"], 3),
-            DASH if row["fd_scenes"] is None else figures.number(row["fd_scenes"]),
-            _fixed(row["diversity"], 2),
-            f"{row['speedup_batch1']:.1f}×",
-        )
+        row, cells = metrics[arm.name], []
+        for measure in TABLE:
+            if measure is SCENES.main:
+                cells += ratio_cells(*(row[key] for key in measure.keys), kind(arm.name), full)
+            else:
+                cells.append(value_cell(measure, row[measure.key]))
         rows.append(_row(arm, cells, question=True))
-    names = ("Forwards", "Retention", "", "Score", "PSNR, dB", "SSIM", "fd_scenes", "Diversity", "Speed-up")
     heads = [column("Arm", css="text"), *(column(name) for name in names)]
-    note = _note(
-        "Retention is an arm's checker score over the teacher's, with 95 % intervals from a paired bootstrap over"
-        " prompts; the line in the bars is the teacher. PSNR and SSIM compare with the teacher's image of the same"
-        " prompt and noise. fd_scenes is a Fréchet distance to the teacher's images over colour, outline and"
-        " sharpness statistics: not FID, and lower is better. Diversity is the spread over seeds of one prompt as"
-        " a ratio to the teacher's. Speed-up is end to end at batch 1."
-    )
+    note = _note(" ".join(measure.note for measure in TABLE if measure.note))
     return _section("Every arm", note, table("Every arm", [heads], rows))
 
 
@@ -256,7 +225,7 @@ def _tasks(content: Content) -> str:
     for task, teacher in by_arm[REFERENCE].items():
         scores = [by_arm[arm.name][task] for arm in columns]
         cells = [
-            text(percent(score["score"])) + tag("span", text(_between(score["low"], score["high"])), css="range")
+            text(percent(score["score"])) + tag("span", text(between(score["low"], score["high"])), css="range")
             for score in scores
         ]
         head = tag("th", text(task.replace("_", " ")), scope="row")

@@ -5,35 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.evaluation.arms import PRODUCT, ShownArm
+from pipeline.evaluation.benchmarks import PAIRED, PLAIN, Column
+from pipeline.evaluation.benchmarks.scenes import SCENES
 
 RIVALS = ("base_unguided", "base_guided_equal_cost", "base_guided")
-PAIRED = {"score": "score", "psnr": "PSNR", "ssim": "SSIM"}
+AHEAD, OPEN, BEHIND = "ahead", "no clear difference", "behind"
 
 
 def verdicts(metrics: Mapping, arms: Sequence[ShownArm]) -> list[tuple[str, str]]:
     """One sentence per rival with "won", "lost" or "open" before it.
 
-    A paired metric is ahead or behind where its 95 % interval excludes 0; `fd_scenes`, which has no interval, where it
-    is lower or higher.
+    A paired column is ahead or behind where its 95 % interval excludes 0; a plain one, which has no interval, where
+    its number is better or not.
 
     Args:
-        metrics: The content of metrics.json.
+        metrics: What `outcome.read` gives.
         arms: Their titles.
     """
     titles = {arm.name: arm.title for arm in arms}
     found = []
     for name in RIVALS:
-        places: dict[str, list[str]] = {"ahead": [], "no clear difference": [], "behind": []}
-        for metric, label in PAIRED.items():
-            gap = metrics["comparisons"][name].get(metric)
-            if gap is not None:
-                place = "ahead" if gap["low"] > 0 else "behind" if gap["high"] < 0 else "no clear difference"
-                places[place].append(label)
-        distances = metrics["arms"][name]["fd_scenes"], metrics["arms"][PRODUCT]["fd_scenes"]
-        if None not in distances:
-            places["ahead" if distances[1] < distances[0] else "behind"].append("fd_scenes")
+        places: dict[str, list[str]] = {AHEAD: [], OPEN: [], BEHIND: []}
+        for column in SCENES.columns:
+            place = _place(metrics, name, column)
+            if place is not None:
+                places[place].append(column.title)
         used = [place for place, labels in places.items() if labels]
-        outcome = {("ahead",): "won", ("behind",): "lost"}.get(tuple(used), "open")
+        outcome = {(AHEAD,): "won", (BEHIND,): "lost"}.get(tuple(used), "open")
         words = "; ".join(f"{place} in {', '.join(places[place])}" for place in used)
         found.append((outcome, f"Against “{titles[name]}” ({metrics['arms'][name]['nfe']} forwards): {words}."))
     return found
+
+
+def _place(metrics: Mapping, rival: str, column: Column) -> str | None:
+    """Where the student stands in a column; None where that is not compared or not measured."""
+    if column.compared == PAIRED and (gap := metrics["comparisons"][rival].get(column.key)):
+        if gap["low"] <= 0 <= gap["high"]:
+            return OPEN
+        return AHEAD if column.ahead(gap["value"], 0) else BEHIND
+    if column.compared == PLAIN:
+        ours, theirs = (metrics["arms"][name][column.key] for name in (PRODUCT, rival))
+        if ours is not None and theirs is not None:
+            return AHEAD if column.ahead(ours, theirs) else BEHIND
+    return None
