@@ -212,30 +212,6 @@ def test_no_label_of_quality_over_cost_covers_another():
 
 
 def test_the_teachers_own_distance_is_not_drawn(evaluation):
-    _, one, metrics, measured = evaluation
-    content = one.content(metrics, measured)
-    metrics = {**metrics, "arms": {name: dict(row) for name, row in metrics["arms"].items()}}
-    metrics["arms"]["teacher"]["fd_scenes"] = 1e-9
-    chart = report._quality(report.Content(**{**vars(content), "metrics": metrics})).split("<figure")[-1]
-    assert "fd_scenes" in chart and "1e-9" not in chart and "Teacher<" not in chart
-
-
-def test_no_label_of_quality_over_cost_covers_another():
-    near = [figures.Point(x, y, f"an arm of {x} at {y}", "base") for x in (8, 10, 16) for y in (0.97, 0.98, 1.0)]
-    chart = figures.over_nfe([*near, figures.Point(100, 1.0, "Teacher", "teacher")], [], "retention", "a title")
-    found = re.findall(r'<text class="mark [^"]*" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)<', chart)
-    boxes = []
-    for x, y, anchor, words in found:
-        width = figures.LETTER * len(words)
-        first = float(x) - (width if anchor == "end" else 0)
-        boxes.append((first, first + width, float(y)))
-    assert len(boxes) == 10
-    for i, (first, last, y) in enumerate(boxes):
-        for other_first, other_last, other_y in boxes[:i]:
-            assert last < other_first or first > other_last or abs(y - other_y) >= figures.LABEL_GAP
-
-
-def test_the_teachers_own_distance_is_not_drawn(evaluation):
     _, shown = evaluation
     metrics = {**shown.metrics, "arms": {name: dict(row) for name, row in shown.metrics["arms"].items()}}
     metrics["arms"]["teacher"]["fd_scenes"] = 1e-9
