@@ -12,18 +12,18 @@ from typing import Any
 import click
 
 from pipeline import artifacts, mends
-from stages import sentence
+from stages import sentence, sentences
 
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what went wrong into one sentence and exit code 1."""
+    """Turns what went wrong into one sentence, or one for each fault of params.yaml, and exit code 1."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
         except (ValueError, OSError) as error:
-            raise click.ClickException(sentence(error)) from error
+            raise click.ClickException("\nError: ".join(sentences(error))) from error
         except (RuntimeError, MemoryError) as error:
             if not mends.out_of_memory(error):
                 raise

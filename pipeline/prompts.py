@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.names import meant_path
 from pipeline.scenes import captions
 
 
@@ -19,11 +20,18 @@ def load_prompts(prompts_file: str | None, count: int, split: str, seed: int, se
         ValueError: The file is missing, has no prompt, or has fewer than `count`.
     """
     if prompts_file is None:
-        return captions.sample(split, count, seed)
+        try:
+            return captions.sample(split, count, seed)
+        except ValueError as error:
+            raise ValueError(f"{section}.{error}") from None  # "prompts must be ..."
     try:
         lines = Path(prompts_file).read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"{section}.prompts_file must be a text file, got {prompts_file}") from None
+        raise ValueError(
+            f"{section}.prompts_file must be a text file, got {prompts_file}{meant_path(prompts_file)}"
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{section}.prompts_file must be UTF-8 text, and {prompts_file} is not") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"{section}.prompts_file must hold a prompt a line, and {prompts_file} is empty")

@@ -13,7 +13,7 @@ import click
 from tqdm import tqdm
 
 from pipeline import mends
-from pipeline.params import Params, load
+from pipeline.params import Faults, Params, load
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROMPTS = Path("prompts")  # the folder of prompt files that dvc.yaml lists
@@ -31,14 +31,18 @@ if sys.argv[:1] == ["-m"]:  # this package is being run; set here so that Ctrl-C
     signal.signal(signal.SIGINT, _interrupt)
 
 
-def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Command]:
+def stage_command(
+    name: str, read: Callable[[], Params] = load
+) -> Callable[[Callable[[Params], None]], click.Command]:
     """Makes a stage's command from a function of the parameters.
 
     The command reads params.yaml of the working directory, sets the number of threads, and says what is wrong in one
-    sentence: ValueError, OSError and memory that runs out give exit code 1, Ctrl-C gives 130.
+    sentence, or of several faults in one each: ValueError, OSError and memory that runs out give exit code 1, Ctrl-C
+    gives 130.
 
     Args:
         name: The stage, as in dvc.yaml; it opens every message.
+        read: Reads and checks params.yaml.
     """
 
     def decorate(function: Callable[[Params], None]) -> click.Command:
@@ -48,24 +52,31 @@ def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Comma
         def command(traceback: bool) -> None:
             logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
             try:
-                params = load()
+                params = read()
                 set_threads(params.runtime.threads)
                 _warn_of_unwatched_prompts(params)
                 function(params)
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 if mends.out_of_memory(error):
-                    said = mends.sentence(error, mends.mends(params, mends.STAGES.get(name), mends.on_gpu(error)))
+                    work = mends.STAGES.get(name)
+                    changes = mends.mends(params, work, mends.on_gpu(error)) if work else []
+                    said = [mends.sentence(error, changes)]
                 elif isinstance(error, RuntimeError):
                     raise
                 else:
-                    said = sentence(error)
+                    said = sentences(error)
                 if traceback:
                     raise
-                raise click.ClickException(f"{name}: {said}") from error
+                raise click.ClickException("\nError: ".join(f"{name}: {one}" for one in said)) from error
 
         return command
 
     return decorate
+
+
+def sentences(error: Exception) -> list[str]:
+    """A line for each fault of params.yaml, or the one line of any other error."""
+    return list(error.sentences) if isinstance(error, Faults) else [sentence(error)]
 
 
 def sentence(error: Exception) -> str:
