@@ -65,6 +65,25 @@ def read_for(file: str | Path, backbone: StockBackbone, base: str | Path) -> ada
     return state
 
 
+def read_fusable(lora: Lora, backbone: StockBackbone, path: Path, kind: str) -> adapters.State:
+    """The adapter of a LoRA that can be fused into the transformer of `path`; arguments as in `fuse`.
+
+    Raises:
+        ValueError: The file is missing or is no LoRA for this transformer; or the transformer is quantised, and a
+            weight that the LoRA changes is in no safetensors file.
+    """
+    lora.require()
+    state = read_for(lora.path, backbone, path)
+    if kind != "none":
+        files = _files(path / "transformer")
+        for name in (f"{module}.weight" for module in adapters.adapted(state)):
+            if name not in files:
+                raise ValueError(
+                    f"teacher.loras needs {name} of {path} in a safetensors file when teacher.quantization is on"
+                )
+    return state
+
+
 def fuse(backbone: StockBackbone, loras: Sequence[Lora], path: Path, kind: str) -> None:
     """Makes every weight W of the backbone's transformer W + sum of weight B A, and leaves no module of peft's behind.
 
@@ -76,19 +95,19 @@ def fuse(backbone: StockBackbone, loras: Sequence[Lora], path: Path, kind: str) 
             mostly smaller than a step of the quantisation, so that adding to rounded weights would lose it.
 
     Raises:
-        ValueError: A file is missing, or is no LoRA for this transformer.
+        ValueError: As `read_fusable` and `Lora.digest` do.
     """
     states = []
     for lora in loras:
         lora.digest()
-        states.append((lora.weight, read_for(lora.path, backbone, path)))
+        states.append((lora.weight, read_fusable(lora, backbone, path, kind)))
     originals = {} if kind == "none" else _files(path / "transformer")
     for module in sorted({module for _, state in states for module in adapters.adapted(state)}):
         layer = backbone.transformer.get_submodule(module)
         if kind == "none":
             full = layer.weight.data
         else:
-            full = _original(originals, f"{module}.weight", path).to(backbone.dtype)
+            full = _original(originals, f"{module}.weight").to(backbone.dtype)
         delta = sum(
             weight * adapters.delta(state, module) for weight, state in states if f"{module}.lora_A.weight" in state
         )
@@ -129,9 +148,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _original(files: Mapping[str, Path], name: str, path: Path) -> Tensor:
+def _original(files: Mapping[str, Path], name: str) -> Tensor:
     """A weight of the transformer as it is on disk."""
-    if name not in files:
-        raise ValueError(f"teacher.loras needs {name} of {path} in a safetensors file when teacher.quantization is on")
     with safe_open(files[name], framework="pt") as opened:
         return opened.get_tensor(name)
