@@ -3,9 +3,12 @@
 Nothing is judged here: each check calls the function with which the stage itself refuses, in the same words.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +17,9 @@ from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms
 from pipeline.params import Faults, Params, RightValues, WrongValue, refusals, require_all
 from pipeline.schedule import Schedule
+
+if TYPE_CHECKING:
+    from pipeline.backbones.stock import StockBackbone
 
 PASSED = {"params.yaml": "valid"}
 """What the stage writes: the same bytes for all parameters, so that changing one makes nothing stale by itself."""
@@ -54,8 +60,8 @@ class _Teacher:
             raise ValueError(f"{error}; `glance fetch` gets {self._values.teacher.hub}") from error
 
     @cached_property
-    def backbone(self) -> Backbone:
-        _ = self.family
+    def backbone(self) -> StockBackbone:
+        _ = self.family  # refuses a missing folder with how to get it
         return backbones.load(self.path, "cpu", parts=())
 
     @cached_property

@@ -26,7 +26,7 @@ def check(key: str, name: object, known: Iterable[str], rule: str = "be one of",
 
 
 def meant(name: object, known: Iterable[str]) -> str:
-    """"; did you mean ...?" with the known name that is nearest; "" where none is near."""
+    """The end of a message, "; did you mean X?" with the nearest known name, or "" where none is near."""
     found = nearest(name, known)
     return f"; did you mean {found}?" if found else ""
 

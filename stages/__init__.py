@@ -31,9 +31,7 @@ if sys.argv[:1] == ["-m"]:  # this package is being run; set here so that Ctrl-C
     signal.signal(signal.SIGINT, _interrupt)
 
 
-def stage_command(
-    name: str, read: Callable[[], Params] = load
-) -> Callable[[Callable[[Params], None]], click.Command]:
+def stage_command(name: str, read: Callable[[], Params] = load) -> Callable[[Callable[[Params], None]], click.Command]:
     """Makes a stage's command from a function of the parameters.
 
     The command reads params.yaml of the working directory, sets the number of threads, and says what is wrong in one
