@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline import names
 from pipeline.artifacts import read_json, save_safetensors, write_json
 from pipeline.backbones.base import Backbone
 
@@ -41,9 +42,7 @@ def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, se
     Raises:
         ValueError: `targets` is no such key.
     """
-    if targets not in backbone.lora_targets:
-        known = ", ".join(backbone.lora_targets)
-        raise ValueError(f"training.targets must be one of {known} for {backbone.family}, got {targets!r}")
+    check_targets(targets, backbone)
     suffixes = tuple(f".{suffix}" for suffix in backbone.lora_targets[targets])
     modules = backbone.transformer.named_modules()
     foreign = [path for path, module in modules if f".{path}".endswith(suffixes) and not _linear(module)]
@@ -64,6 +63,11 @@ def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, se
     for parameter in parameters(backbone.transformer, name):
         parameter.requires_grad_(True)
     return config
+
+
+def check_targets(targets: str, family: Backbone | type[Backbone]) -> None:
+    """Raises ValueError unless the family has modules to adapt under this name."""
+    names.check("training.targets", targets, family.lora_targets, where=f" for {family.family}")
 
 
 def parameters(transformer: nn.Module, name: str) -> list[nn.Parameter]:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.params import Params
+from pipeline.params import AnchorsParams, Params
 from pipeline.partition import Partition
 from pipeline.prompts import load_prompts
 from pipeline.trajectories import Recording
@@ -34,6 +34,17 @@ def random_prompts(words: Sequence[str], count: int, seed: int) -> list[str]:
     return [" ".join(rng.choices(words, k=rng.randint(*WORDS))) for _ in range(count)]
 
 
+def texts(settings: AnchorsParams, words: Sequence[str]) -> list[str]:
+    """The prompts that params.anchors asks for: of its file, or random `words`.
+
+    Raises:
+        ValueError: As `random_prompts` and `load_prompts` do.
+    """
+    if settings.prompts_file is None:
+        return random_prompts(words, settings.prompts, settings.seed)
+    return load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "anchors")
+
+
 def recording(params: Params, partition: Partition, words: Sequence[str]) -> Recording:
     """The runs that params.anchors asks for, in the student's steps.
 
@@ -43,12 +54,8 @@ def recording(params: Params, partition: Partition, words: Sequence[str]) -> Rec
         words: The teacher's vocabulary, for random prompts.
 
     Raises:
-        ValueError: As `random_prompts` and `load_prompts` do.
+        ValueError: As `texts` does.
     """
     settings = params.anchors
-    if settings.prompts_file is None:
-        prompts = random_prompts(words, settings.prompts, settings.seed)
-    else:
-        prompts = load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "anchors")
-    whole = Recording.from_params(params, prompts)
+    whole = Recording.from_params(params, texts(settings, words))
     return replace(whole, seeds_per_prompt=1, seed=settings.seed, levels=partition.u)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROOT = Path("artifacts")
+CHECK = ROOT / "check.json"
 TEACHER = ROOT / "teacher"
 TRAJECTORIES = ROOT / "trajectories"
 ANCHORS = ROOT / "anchors"

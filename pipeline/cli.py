@@ -18,16 +18,16 @@ import click
 from tqdm import tqdm
 
 from pipeline import artifacts, mends
-from stages import sentence
+from stages import sentence, sentences
 
 LAST_SEED = 2**63 - 1  # torch takes twice as many, so that seed + i fits
 ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # read no params.yaml; the doctor says what is wrong
 
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what went wrong into one sentence and exit code 1; Ctrl-C into exit code 130, SIGTERM into 143.
+    """Turns what went wrong into one sentence, or one for each fault of params.yaml, and exit code 1.
 
-    In another checkout only the commands of ANYWHERE run: a checkout's params.yaml is meant for its own code, and what
+    Ctrl-C gives exit code 130, SIGTERM 143. In another checkout only the commands of ANYWHERE run: a checkout's params.yaml is meant for its own code, and what
     is measured and registered carries its revision.
     """
 
@@ -39,7 +39,8 @@ def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
             with _stoppable():
                 function(*args, **kwargs)
         except (ValueError, OSError) as error:
-            raise click.ClickException(_noted(sentence(error, "the command"), error)) from error
+            said = "\nError: ".join(sentences(error, "the command"))
+            raise click.ClickException(_noted(said, error)) from error
         except (RuntimeError, MemoryError) as error:
             if mends.out_of_memory(error):
                 said = mends.sentence(error, mends.generating(kwargs, mends.on_gpu(error)))

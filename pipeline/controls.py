@@ -1,8 +1,9 @@
 """The adapters that only the comparison needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pipeline import names
 from pipeline.jobs import Job, Recorded, Settings
 from pipeline.params import Params
 from pipeline.partition import PHASES
@@ -50,13 +51,17 @@ def official(params: Params, recorded: Recorded) -> list[Job]:
 ARMS: dict[str, Callable[[Params, Recorded], list[Job]]] = {"single": single, "official": official}
 
 
+def check(arms: Sequence[str]) -> None:
+    """Raises ValueError unless each of these arms is one that adapters are trained for."""
+    for arm in arms:
+        names.check("train_controls.arms", arm, ARMS, "be among")
+
+
 def jobs(params: Params, recorded: Recorded) -> list[Job]:
     """The trainings of the arms that params.train_controls names, in its order.
 
     Raises:
         ValueError: An arm is unknown.
     """
-    for arm in params.train_controls.arms:
-        if arm not in ARMS:
-            raise ValueError(f"train_controls.arms must be among {', '.join(ARMS)}, got {arm!r}")
+    check(params.train_controls.arms)
     return [job for arm in params.train_controls.arms for job in ARMS[arm](params, recorded)]

@@ -83,9 +83,13 @@ def packages() -> Finding:
 
 
 def parameters() -> Finding:
-    """Does params.yaml hold what the stages expect?"""
+    """Does params.yaml hold what the stages expect, and is there all that it names?"""
+    from pipeline import checking
+
     try:
-        params.load()
+        checking.load()
+    except params.Faults as error:
+        return Finding(False, "\n     ".join(error.sentences), "correct params.yaml")
     except ValueError as error:
         return Finding(False, str(error), "correct params.yaml")
     return Finding(True, "valid")
@@ -137,10 +141,10 @@ def fit() -> Finding:
         settings = params.load()
         from pipeline import memory
 
-        needed = memory.estimate(settings)
+        needed, have = memory.estimate(settings), memory.capacity(settings.runtime.device)
     except (ValueError, OSError) as error:
         return Finding(False, f"cannot be estimated: {error}", "mend the teacher first")
-    have, free = memory.capacity(settings.runtime.device), shutil.disk_usage(Path.cwd()).free
+    free = shutil.disk_usage(Path.cwd()).free
     peaks = [f"{work} about {peak / memory.GIB:.1f}" for work, peak in needed.peaks.items()]
     text = (
         f"{', '.join(peaks)} GiB of {have / memory.GIB:.1f}; "

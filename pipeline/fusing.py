@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from pipeline.backbones.stock import StockBackbone
 
 
+def read(lora: Lora, backbone: StockBackbone, kind: str) -> adapters.State:
+    """The adapter of a LoRA that can be fused into the backbone's transformer; arguments as in `fuse`.
+
+    Raises:
+        ValueError: The file is missing or is no LoRA for this transformer, see `lora_files.read`; or the transformer is
+            quantised, and a weight that the LoRA changes is in no safetensors file.
+    """
+    lora.require()
+    state = lora_files.read(lora.path, backbone)
+    if kind != "none":
+        files = _files(backbone.path / "transformer")
+        for name in (f"{module}.weight" for module in adapters.adapted(state)):
+            if name not in files:
+                where = f"{backbone.path} in a safetensors file when teacher.quantization is on"
+                raise ValueError(f"teacher.loras needs {name} of {where}")
+    return state
+
+
 def fuse(backbone: StockBackbone, loras: Sequence[Lora], kind: str) -> None:
     """Makes every weight W of the backbone's transformer W + sum of weight B A, and leaves no module of peft's behind.
 
@@ -27,20 +45,19 @@ def fuse(backbone: StockBackbone, loras: Sequence[Lora], kind: str) -> None:
             mostly smaller than a step of the quantisation, so that adding to rounded weights would lose it.
 
     Raises:
-        ValueError: A file is missing, or is no LoRA for this transformer, see `lora_files.read`; or a sum is too large
-            for the weights' type.
+        ValueError: As `read` and `Lora.digest` do; or a sum is too large for the weights' type.
     """
     states = []
     for lora in loras:
         lora.digest()
-        states.append((lora.weight, lora_files.read(lora.path, backbone)))
+        states.append((lora.weight, read(lora, backbone, kind)))
     originals = {} if kind == "none" else _files(backbone.path / "transformer")
     for module in sorted({module for _, state in states for module in adapters.adapted(state)}):
         layer = backbone.transformer.get_submodule(module)
         if kind == "none":
             full = layer.weight.data
         else:
-            full = _original(originals, f"{module}.weight", backbone.path).to(backbone.dtype)
+            full = _original(originals, f"{module}.weight").to(backbone.dtype)
         delta = sum(
             weight * adapters.delta(state, module) for weight, state in states if f"{module}.lora_A.weight" in state
         )
@@ -63,9 +80,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _original(files: Mapping[str, Path], name: str, path: Path) -> Tensor:
+def _original(files: Mapping[str, Path], name: str) -> Tensor:
     """A weight of the transformer as it is on disk."""
-    if name not in files:
-        raise ValueError(f"teacher.loras needs {name} of {path} in a safetensors file when teacher.quantization is on")
     with safe_open(files[name], framework="pt") as opened:
         return opened.get_tensor(name)

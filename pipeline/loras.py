@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts import file_digest
+from pipeline.names import meant_path
 
 FOLDER = Path("loras")  # dvc.yaml lists it
 RULE = f"teacher.loras must hold FILE.safetensors or FILE.safetensors:WEIGHT with files under {FOLDER}/"
@@ -54,14 +55,18 @@ class Lora:
             return f"run `glance fetch`, which gets what teacher.loras lists, or copy it to {self.path} yourself"
         return f"copy it to {self.path}; a hub's file is written owner/name@revision/FILE"
 
+    def require(self) -> None:
+        """Raises ValueError unless its file is there."""
+        if not self.path.is_file():
+            raise ValueError(f"the LoRA {self.path} is missing: {self.mend}{meant_path(self.path)}")
+
     def digest(self) -> str:
         """Of its bytes, "sha256:<hex>".
 
         Raises:
             ValueError: It is missing, or has not the bytes of `sha256`.
         """
-        if not self.path.is_file():
-            raise ValueError(f"the LoRA {self.path} is missing: {self.mend}")
+        self.require()
         digest = file_digest(self.path)
         if self.sha256 is not None and digest != f"sha256:{self.sha256}":
             raise ValueError(f"{self.path} must have the sha256 {self.sha256}, got {digest.removeprefix('sha256:')}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline import artifacts, backbones, mends
+from pipeline import adapters, artifacts, backbones, mends
 from pipeline.backbones.stock import StockBackbone
 from pipeline.params import Params
 
@@ -49,10 +49,11 @@ def estimate(params: Params) -> Estimate:
     """What recording, training and evaluating with these parameters take.
 
     Raises:
-        ValueError: The teacher is missing or of no known family.
+        ValueError: The teacher is missing or of no known family, or training.targets is unknown.
     """
     teacher = params.teacher
     backbone = backbones.load(teacher.path, "cpu", parts=())
+    adapters.check_targets(params.training.targets, backbone)
     skeleton = backbone.skeleton()
     tokens, channels = backbone.latent_shape(teacher.height, teacher.width)
     sequence = tokens + teacher.max_sequence_length

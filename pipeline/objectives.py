@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline import flow
+from pipeline import flow, names
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,8 @@ OBJECTIVES = {
     "trajectory": Objective(trajectory, cosine, guided=True),
     "flow": Objective(noise_to_data, constant, guided=False),
 }
+
+
+def check(name: str) -> None:
+    """Raises ValueError unless there is an objective of this name."""
+    names.check("training.objective", name, OBJECTIVES)

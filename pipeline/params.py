@@ -2,16 +2,21 @@
 
 import math
 import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline import loras
+from pipeline import loras, names
 from pipeline.artifacts import read_text
 from pipeline.loras import Lora
+
+LARGEST = 10**14  # of an integer that has no bound of its own: sizes are products of some, which must fit into 64 bits
 
 TYPE_NAMES = {
     bool: "true or false",
@@ -140,7 +145,7 @@ class EvaluationParams:
 class RegisterParams:
     """Under what name a bundle is registered, and what a promotion asks of it."""
 
-    name: str = _text(r"[^/:]+", "be a name without / and :")
+    name: str = _text(r"(?=.*\S)[^./:][^/:]{0,249}", "be at most 250 letters without / and :, the first no dot")
     min_retention: float = _number(at_least=0, at_most=2)
 
 
@@ -148,8 +153,8 @@ class RegisterParams:
 class RuntimeParams:
     """Knobs that change no result."""
 
-    device: str = _text(r"auto|cpu|cuda(:\d+)?", "be auto, cpu or cuda")
-    threads: int = _number(at_least=0)
+    device: str = _text(r"auto|cpu|cuda(:\d{1,2})?", "be auto, cpu or cuda")
+    threads: int = _number(at_least=0, at_most=4096)
     gradient_checkpointing: bool
     offload: bool
     cache_limit_gb: float = _number(at_least=0)
@@ -173,54 +178,137 @@ class Params:
     runtime: RuntimeParams
 
 
+class Faults(ValueError):
+    """Everything that is wrong, a sentence each; as a text the first of them, and how many follow."""
+
+    def __init__(self, sentences: Iterable[str]):
+        self.sentences = tuple(sentences)
+        first, *others = self.sentences
+        super().__init__(f"{first} (and {len(others)} more)" if others else first)
+
+
+class WrongValue(Exception):
+    """A check asked for a value that is wrong or missing itself, and is refused for that already."""
+
+
+class RightValues:
+    """A file or a section without its wrong values, in place of its dataclass; asking for one raises WrongValue."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        vars(self).update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise WrongValue(name)
+
+
+def refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
+    """What the checks refuse, each sentence once. A check of a value that is wrong itself is left out."""
+    found: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except WrongValue:
+            continue
+        except Faults as error:
+            found += error.sentences
+        except ValueError as error:
+            found.append(" ".join(str(error).split()))
+        except OSError as error:
+            found.append(f"{error.strerror}: {error.filename}" if error.strerror else str(error))
+    return list(dict.fromkeys(found))
+
+
+def require_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Makes every check; raises Faults with all that they refuse."""
+    found = refusals(checks)
+    if found:
+        raise Faults(found)
+
+
 def load(path: str | Path = "params.yaml") -> Params:
     """Reads a parameter file.
 
     Raises:
-        ValueError: The file is missing, not UTF-8 or no YAML; a key is unknown or missing; a value has a wrong type or
-            is out of its range. The message names the key, the rule and the value.
+        ValueError: The file is missing, not UTF-8 or no YAML.
+        Faults: A key is unknown or missing; a value has a wrong type or is out of its range. Each sentence names the
+            key, the rule and the value.
+    """
+    return from_dict(read(path))
+
+
+def read(path: str | Path = "params.yaml") -> Any:
+    """The content of a parameter file, as nested dicts.
+
+    Raises:
+        ValueError: The file is missing, not UTF-8 or no YAML.
     """
     try:
         text = read_text(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing: run this in the root of the project") from error
     try:
-        content = YAML(typ="safe", pure=True).load(text)  # DVC's own parser: 1e-3 is a number in both
-    except YAMLError as error:
+        return YAML(typ="safe", pure=True).load(text)  # DVC's own parser: 1e-3 is a number in both
+    except MarkedYAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error.problem}, in line {error.problem_mark.line + 1}") from error
+    except (YAMLError, ValueError) as error:  # a ValueError of Python's own: a number with thousands of digits
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return from_dict(content)
 
 
 def from_dict(content: Any) -> Params:
-    """Checks the sections of a parameter file, as nested dicts; raises as `load` does."""
+    """Checks the sections of a parameter file, as nested dicts; raises Faults as `load` does."""
+    params, found = sift(content)
+    if found:
+        raise Faults(found)
+    return params
+
+
+def sift(content: Any) -> tuple[Params | RightValues, list[str]]:
+    """The right values of a parameter file's content, and a sentence for everything that is wrong with it."""
     sections = get_type_hints(Params)
-    _check_keys("params.yaml", sections, content)
-    params = Params(**{name: _section(name, cls, content[name]) for name, cls in sections.items()})
+    found, values = _wrong_keys("params.yaml", sections, content), {}
+    for name, cls in sections.items():
+        if isinstance(content, dict) and name in content:
+            values[name], wrong = _section(name, cls, content[name])
+            found += wrong
+    params = RightValues(values) if found else Params(**values)
+    return params, found + refusals([partial(check_steps, params)])
+
+
+def check_steps(params: Params) -> None:
+    """Raises ValueError where the recording has no whole number of steps, or the student has more than those."""
     steps, stride = params.teacher.steps, params.trajectories.stride
     if steps % stride:
         raise ValueError(f"trajectories.stride must divide teacher.steps = {steps}, got {stride}")
     chosen, most = params.partition.slow_steps + params.partition.fast_steps, steps // stride
     if chosen > most:
         raise ValueError(f"partition.slow_steps + fast_steps must be at most the {most} recorded steps, got {chosen}")
-    return params
 
 
-def _section(section: str, cls: type, content: Any) -> Any:
+def _section(section: str, cls: type, content: Any) -> tuple[Any, list[str]]:
     types = get_type_hints(cls)
-    _check_keys(section, types, content)
-    return cls(**{f.name: _value(f"{section}.{f.name}", f, types[f.name], content[f.name]) for f in fields(cls)})
+    found, values = _wrong_keys(section, types, content), {}
+
+    def take(f: Field) -> None:
+        values[f.name] = _value(f"{section}.{f.name}", f, types[f.name], content[f.name])
+
+    found += refusals(partial(take, f) for f in fields(cls) if isinstance(content, dict) and f.name in content)
+    return (RightValues(values) if found else cls(**values)), found
 
 
-def _check_keys(where: str, known: dict[str, Any], content: Any) -> None:
+def _wrong_keys(where: str, known: dict[str, Any], content: Any) -> list[str]:
+    """Sentences on the keys of a section, or of the file; a misspelt key is one, not an unknown and a missing one."""
     if not isinstance(content, dict):
-        raise ValueError(f"{where} must hold the keys {', '.join(known)}, got {content!r}")
+        return [f"{where} must hold the keys {', '.join(known)}, got {_shown(content)}"]
     prefix = "" if where == "params.yaml" else f"{where}."
+    missing = [key for key in known if key not in content]
+    found = []
     for key in content:
         if key not in known:
-            raise ValueError(f"{prefix}{key} is not a parameter; {where} has {', '.join(known)}")
-    for key in known:
-        if key not in content:
-            raise ValueError(f"{prefix}{key} is missing from params.yaml")
+            name = key if isinstance(key, str) and re.fullmatch(r"[\w-]+", key) else repr(key)
+            hint = names.meant(key, missing)
+            found.append(f"{prefix}{name} is not a parameter; {where} has {', '.join(known)}{hint}")
+            missing = [other for other in missing if other != names.nearest(key, missing)]
+    return found + [f"{prefix}{key} is missing from params.yaml" for key in missing]
 
 
 def _value(key: str, field: Field, wanted: Any, value: Any) -> Any:
@@ -230,23 +318,38 @@ def _value(key: str, field: Field, wanted: Any, value: Any) -> Any:
     fits = {
         bool: isinstance(value, bool),
         int: number and isinstance(value, int),
-        float: number and math.isfinite(value),
+        float: number and abs(value) <= sys.float_info.max,  # neither nan nor inf is
         str: isinstance(value, str),
         str | None: value is None or isinstance(value, str) and value != "",
         tuple[str, ...]: texts,
         tuple[Lora, ...]: texts,
     }
     if not fits[wanted]:
-        raise ValueError(f"{key} must be {TYPE_NAMES[wanted]}, got {value!r}")
+        raise ValueError(f"{key} must be {TYPE_NAMES[wanted]}, got {_shown(value)}")
     rules = field.metadata
-    if rules.get("at_least") is not None and value < rules["at_least"]:
-        raise ValueError(f"{key} must be at least {rules['at_least']}, got {value}")
-    if rules.get("above") is not None and value <= rules["above"]:
-        raise ValueError(f"{key} must be above {rules['above']}, got {value}")
-    if rules.get("at_most") is not None and value > rules["at_most"]:
-        raise ValueError(f"{key} must be at most {rules['at_most']}, got {value}")
+    least, above, most = (rules.get(rule) for rule in ("at_least", "above", "at_most"))
+    if most is None and wanted is int:
+        most = LARGEST
+    if least is not None and (value < least or value == 0 and math.copysign(1, value) < 0):
+        raise ValueError(f"{key} must be at least {least}, got {_shown(value)}")
+    if above is not None and value <= above:
+        raise ValueError(f"{key} must be above {above}, got {_shown(value)}")
+    if most is not None and value > most:
+        raise ValueError(f"{key} must be at most {most}, got {_shown(value)}")
     if value is not None and "pattern" in rules and not re.fullmatch(rules["pattern"], value):
         raise ValueError(f"{key} must {rules['rule']}, got {value!r}")
     if wanted == tuple[Lora, ...]:
-        return tuple(map(loras.parse, value))
+        return _loras(value)
     return tuple(value) if wanted == tuple[str, ...] else wanted(value) if wanted in (int, float) else value
+
+
+def _loras(texts: list[str]) -> tuple[Lora, ...]:
+    require_all(partial(loras.parse, text) for text in texts)
+    return tuple(map(loras.parse, texts))
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it; Python refuses to write out an integer of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline import flow
+from pipeline import flow, names
 from pipeline.params import Params, PartitionParams
 from pipeline.schedule import LEVEL_TOLERANCE, NUM_TRAIN_TIMESTEPS, Schedule, base_levels
 
@@ -147,6 +147,11 @@ def official(settings: PartitionParams, num_steps: int) -> tuple[list[int], list
 RULES: dict[str, Rule] = {"snr": snr, "uniform": uniform, "official": official}
 
 
+def check(rule: str) -> None:
+    """Raises ValueError unless there is a rule of this name."""
+    names.check("partition.rule", rule, RULES)
+
+
 def compute(params: Params, schedule: Schedule) -> Partition:
     """The partition that params.partition asks for, on the noise levels of a recording with this schedule.
 
@@ -158,8 +163,7 @@ def compute(params: Params, schedule: Schedule) -> Partition:
     """
     settings, stride = params.partition, params.trajectories.stride
     recorded = params.teacher.steps // stride
-    if settings.rule not in RULES:
-        raise ValueError(f"partition.rule must be one of {', '.join(RULES)}, got {settings.rule}")
+    check(settings.rule)
     slow, fast = RULES[settings.rule](settings, recorded)
     if schedule.shift_terminal:
         fast = _ending_with(fast, recorded - 1)

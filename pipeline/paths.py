@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline import names
 from pipeline.schedule import Schedule, base_levels
 
 OFFICIAL_PIXELS = 1024  # height and width that the official lists of timesteps were made for
@@ -58,5 +59,4 @@ PATHS: dict[str, SamplingPath] = {"consistent": consistent, "official": official
 
 def check(key: str, path: object) -> None:
     """Raises ValueError, which names `key`, unless `path` is one of PATHS."""
-    if path not in tuple(PATHS):
-        raise ValueError(f"{key} must be one of {', '.join(PATHS)}, got {path!r}")
+    names.check(key, path, PATHS)

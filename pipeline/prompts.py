@@ -6,6 +6,7 @@ import unicodedata
 from pathlib import Path
 
 from pipeline import artifacts
+from pipeline.names import meant_path
 from pipeline.scenes import captions
 
 LONGEST = 2**20  # bytes of a line; a file with a longer one is no list of prompts
@@ -27,7 +28,10 @@ def load_prompts(prompts_file: str | None, count: int, split: str, seed: int, se
         ValueError: As `read` does, or the file has fewer prompts than `count`.
     """
     if prompts_file is None:
-        return captions.sample(split, count, seed)
+        try:
+            return captions.sample(split, count, seed)
+        except ValueError as error:
+            raise ValueError(f"{section}.{error}") from None  # "prompts must be ..."
     prompts = read(artifacts.named(prompts_file), f"{section}.prompts_file")
     if count > len(prompts):
         raise ValueError(f"{section}.prompts must be at most {len(prompts)}, what {prompts_file} holds, got {count}")
@@ -53,7 +57,7 @@ def read(file: str | Path, key: str) -> list[str]:
             for number, line in enumerate(iter(lambda: stream.readline(LONGEST + 1), b""), start=1):
                 prompts.append(clean(_decode(line, f"line {number} of {file}", key)))
     except OSError as error:
-        raise ValueError(f"{key} must be a text file, got {file}: {error.strerror}") from None
+        raise ValueError(f"{key} must be a text file, got {file}: {error.strerror}{meant_path(file)}") from None
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
         raise ValueError(f"{key} must hold a prompt a line, and {file} is empty")

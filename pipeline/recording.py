@@ -94,6 +94,7 @@ def cache(params: Params, plan: Callable[[Backbone], Recording], folder: Path, p
     teacher, device = params.teacher, params.runtime.device
     how = teacher.dtype, teacher.quantization, teacher.loras
     backbone = backbones.load(teacher.path, device, ("text",), *how)
+    backbone.check_files(backbones.PARTS)  # now, not after hours: all of it may have changed since the stage `check`
     recording, schedule = plan(backbone), backbone.schedule(teacher.height, teacher.width)
     key = recording_key(recording, teacher.path, backbone.device, teacher.loras)
     scratch = artifacts.checkpoint_dir(f"cache_{folder.name}", key)

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import adapters, artifacts, backbones, batches, phases, precision
+from pipeline import adapters, artifacts, backbones, batches, objectives, phases, precision
 from pipeline.artifacts import atomic_file, save_torch
 from pipeline.backbones.base import Backbone, Conditioning, repeat
 from pipeline.guidance import Velocity, forwards
 from pipeline.jobs import Job, Recorded, key
-from pipeline.objectives import OBJECTIVES
 from pipeline.params import Params
 from pipeline.progress import Progress
 from pipeline.trajectories import Trajectories
@@ -66,9 +65,8 @@ def train(
         ValueError: The objective or the targets are unknown, or a loss is not finite; no checkpoint keeps that step.
     """
     settings = job.settings
-    if settings.objective not in OBJECTIVES:
-        raise ValueError(f"training.objective must be one of {', '.join(OBJECTIVES)}, got {settings.objective!r}")
-    objective = OBJECTIVES[settings.objective]
+    objectives.check(settings.objective)
+    objective = objectives.OBJECTIVES[settings.objective]
     adapters.add(backbone, job.name, settings.rank, settings.alpha, settings.targets, settings.seed)
     parameters = adapters.parameters(backbone.transformer, job.name)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, fused=True)

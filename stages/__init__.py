@@ -13,7 +13,7 @@ import click
 from tqdm import tqdm
 
 from pipeline import artifacts, mends
-from pipeline.params import Params, load
+from pipeline.params import Faults, Params, load
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROMPTS = Path("prompts")  # the folder of prompt files that dvc.yaml lists
@@ -31,15 +31,16 @@ if sys.argv[:1] == ["-m"]:  # this package is being run; set here so that Ctrl-C
     signal.signal(signal.SIGINT, _interrupt)
 
 
-def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Command]:
+def stage_command(name: str, read: Callable[[], Params] = load) -> Callable[[Callable[[Params], None]], click.Command]:
     """Makes a stage's command from a function of the parameters.
 
     The command refuses to be the code of another checkout, reads params.yaml of the working directory, sets the number
-    of threads, warns of what DVC does not watch, and says what is wrong in one sentence: ValueError, OSError and memory
-    that runs out give exit code 1, Ctrl-C gives 130.
+    of threads, warns of what DVC does not watch, and says what is wrong in one sentence, or of several faults in one
+    each: ValueError, OSError and memory that runs out give exit code 1, Ctrl-C gives 130.
 
     Args:
         name: The stage, as in dvc.yaml; it opens every message.
+        read: Reads and checks params.yaml.
     """
 
     def decorate(function: Callable[[Params], None]) -> click.Command:
@@ -50,25 +51,32 @@ def stage_command(name: str) -> Callable[[Callable[[Params], None]], click.Comma
             logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
             try:
                 _check_code()
-                params = load()
+                params = read()
                 set_threads(params.runtime.threads)
                 _warn_of_unwatched_prompts(params)
                 _warn_of_linked_folders(params)
                 function(params)
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 if mends.out_of_memory(error):
-                    said = mends.sentence(error, mends.mends(params, mends.STAGES.get(name), mends.on_gpu(error)))
+                    work = mends.STAGES.get(name)
+                    changes = mends.mends(params, work, mends.on_gpu(error)) if work else []
+                    said = [mends.sentence(error, changes)]
                 elif isinstance(error, RuntimeError):
                     raise
                 else:
-                    said = sentence(error)
+                    said = sentences(error)
                 if traceback:
                     raise
-                raise click.ClickException(f"{name}: {said}") from error
+                raise click.ClickException("\nError: ".join(f"{name}: {one}" for one in said)) from error
 
         return command
 
     return decorate
+
+
+def sentences(error: Exception, command: str = "`dvc repro`") -> list[str]:
+    """A line for each fault of params.yaml, or the one line of any other error; `command` as for `sentence`."""
+    return list(error.sentences) if isinstance(error, Faults) else [sentence(error, command)]
 
 
 def sentence(error: Exception, command: str = "`dvc repro`") -> str:

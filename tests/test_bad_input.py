@@ -77,8 +77,8 @@ def test_dvc_fails_with_the_sentence_and_records_nothing(broken):
     broken.change("train_fast.learning_rate", -1)
     result = broken.run("dvc", "repro")
     assert result.returncode != 0
-    assert "Error: train_fast: train_fast.learning_rate must be above 0, got -1" in result.stdout
-    assert "Traceback" not in result.stdout and broken.lock()["train_fast"] == lock["train_fast"]
+    assert "Error: check: train_fast.learning_rate must be above 0, got -1" in result.stdout
+    assert "Traceback" not in result.stdout and broken.lock() == lock
 
 
 def replace_shard(project, change):

@@ -64,6 +64,8 @@ def test_packages(monkeypatch):
 
 
 def test_parameters(project):
+    assert wrong(diagnosis.parameters(), "teacher: artifacts/teacher is no folder")
+    make_tiny_flux(project / "artifacts/teacher")
     assert diagnosis.parameters().ok
     (project / "params.yaml").write_text("teacher: 3\n")
     assert wrong(diagnosis.parameters(), "trajectories is missing from params.yaml")
@@ -96,6 +98,20 @@ def test_a_teacher_of_pickles(project):
     folder = make_tiny_flux(project / "artifacts/teacher") / "vae"
     (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
     assert wrong(diagnosis.teacher(), "artifacts/teacher/vae holds its weights as a pickle alone")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("targets: all ", "targets: al ", "cannot be estimated: training.targets must be one of attention, all"),
+        ("device: auto ", "device: cuda:99 ", "cannot be estimated: runtime.device or --device must be one of"),
+    ],
+)
+def test_what_cannot_be_estimated(project, old, new, sentence):
+    make_tiny_flux(project / "artifacts/teacher")
+    file = project / "params.yaml"
+    file.write_text(file.read_text().replace(old, new))
+    assert wrong(diagnosis.fit(), sentence)
 
 
 def test_registry(project, monkeypatch):

@@ -14,7 +14,8 @@ from pipeline import artifacts
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "stages", "teacher")
 EDGES = {
-    "cache_trajectories": set(),
+    "check": set(),
+    "cache_trajectories": {"check"},
     "compute_partition": {"cache_trajectories"},
     "cache_anchors": {"compute_partition"},
     "train_slow": {"cache_trajectories", "compute_partition", "cache_anchors"},

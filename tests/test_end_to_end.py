@@ -9,6 +9,7 @@ import time
 from pipeline import artifacts
 
 STAGES = (
+    "check",
     "cache_trajectories",
     "compute_partition",
     "cache_anchors",
@@ -23,7 +24,7 @@ STAGES = (
     "register",
 )
 CLOCKED = ("time_arms", "report")  # their bytes depend on a clock
-UNDER_WAY = {  # what shows that a stage is in the middle of its work
+UNDER_WAY = {  # what shows that a stage is in the middle of its work; `check` has nothing to lose
     "cache_trajectories": ".glance/checkpoints/cache_trajectories/*/shard-00000.safetensors",
     "compute_partition": "artifacts/.partition.partial",
     "cache_anchors": ".glance/checkpoints/cache_anchors/*/shard-00000.safetensors",
@@ -65,7 +66,8 @@ def interrupt(project, stage, number):
 
 def test_one_command_runs_every_stage_in_order(project):
     assert sorted(ran(project.first_output)) == sorted(STAGES)
-    assert ran(project.first_output)[0] == "cache_trajectories" and ran(project.first_output)[-1] == "register"
+    assert ran(project.first_output)[:2] == ["check", "cache_trajectories"]
+    assert ran(project.first_output)[-1] == "register"
     assert set(project.lock()) == set(STAGES)
     assert (project.folder / "artifacts" / "evaluation" / "report.html").is_file()
     assert set(json.loads((project.folder / "artifacts" / "evaluation" / "metrics.json").read_text())["arms"]) == {
@@ -97,7 +99,7 @@ def test_a_changed_rate_reruns_what_it_must_and_going_back_is_free(project):
     bundle = artifacts.folder_digest(project.folder / "artifacts" / "bundle")
     project.change("train_fast.learning_rate", 3e-3)
     output = project.succeed("dvc", "repro")
-    assert set(ran(output)) == {"train_fast", "train_controls", "export_adapter", *STAGES[-5:]}
+    assert set(ran(output)) == {"check", "train_fast", "train_controls", "export_adapter", *STAGES[-5:]}
     changed = project.lock()
     assert changed["train_slow"] == before["train_slow"]
     assert changed["train_fast"]["outs"] != before["train_fast"]["outs"]
@@ -105,12 +107,80 @@ def test_a_changed_rate_reruns_what_it_must_and_going_back_is_free(project):
 
     project.succeed("git", "checkout", "--quiet", "params.yaml")
     output = project.succeed("dvc", "repro")
-    assert set(restored(output)) == {"train_fast", "train_controls", "export_adapter", *STAGES[-5:-1]}
+    assert set(restored(output)) == {"check", "train_fast", "train_controls", "export_adapter", *STAGES[-5:-1]}
     assert set(ran(output)) <= {"register"}, "a stage without outputs is the only one that may run"
     assert artifacts.folder_digest(project.folder / "artifacts" / "bundle") == bundle
     assert {name: stage.get("outs") for name, stage in project.lock().items()} == {
         name: stage.get("outs") for name, stage in before.items()
     }
+
+
+def stale(project):
+    """The stages that DVC would run again for a change of their own dependencies, by `dvc status`."""
+    return set(json.loads(project.succeed("dvc", "status", "--json")))
+
+
+def test_another_name_makes_stale_what_it_changes_and_not_the_recording(project):
+    before = project.lock()
+    project.change("partition.rule", "uniform")
+    try:
+        assert stale(project) == {"check", "compute_partition", "evaluate"}  # whose report shows the parameters
+        would_run = ran(project.succeed("dvc", "repro", "--dry"))
+        assert would_run[:2] == ["check", "compute_partition"] and "cache_trajectories" not in would_run
+        output = project.succeed("dvc", "repro", "compute_partition")
+        assert ran(output) == ["check", "compute_partition"]
+        assert project.lock()["check"]["outs"] == before["check"]["outs"]
+        later = STAGES[STAGES.index("cache_anchors") : STAGES.index("register")]
+        assert stale(project) == set(later)
+    finally:
+        project.succeed("git", "reset", "--quiet", "--hard")
+        project.succeed("dvc", "checkout", "--force", "--quiet")
+
+
+def test_code_that_only_the_check_runs_does_not_make_the_recording_stale(project):
+    module = project.folder / "pipeline" / "checking.py"
+    module.write_text(module.read_text() + "\n# another line\n")
+    try:
+        assert stale(project) == {"check"}
+        assert ran(project.succeed("dvc", "repro")) == ["check"]
+    finally:
+        project.succeed("git", "reset", "--quiet", "--hard")
+
+
+def test_misspelt_names_fail_within_seconds_before_the_recording_and_lose_nothing(project):
+    before, files = project.lock(), outputs(project)
+    for key, value in (
+        ("partition.rule", "snrr"),
+        ("training.objective", "trajectroy"),
+        ("training.targets", "al"),
+        ("train_controls.arms", ["singel"]),
+        ("evaluation.swaps", ["x"]),
+        ("trajectories.seed", 5),  # the recording is stale as well
+    ):
+        project.change(key, value)
+    try:
+        result = project.run("dvc", "repro")
+        assert result.returncode != 0 and ran(result.stdout) == ["check"] and "Traceback" not in result.stdout
+        assert re.findall(r"^Error: check: (.*)$", result.stdout, flags=re.MULTILINE) == [
+            "partition.rule must be one of snr, uniform, official, got 'snrr'; did you mean snr?",
+            "training.objective must be one of trajectory, flow, got 'trajectroy'; did you mean trajectory?",
+            "training.targets must be one of attention, all for flux, got 'al'; did you mean all?",
+            "train_controls.arms must be among single, official, got 'singel'; did you mean single?",
+            "evaluation.swaps must be among slow_only, fast_only, swapped, got 'x'",
+        ]
+        assert project.lock() == before
+        assert outputs(project) == {path: digest for path, digest in files.items() if path.name != "check.json"}
+    finally:
+        project.succeed("git", "checkout", "--quiet", ".")
+    output = project.succeed("dvc", "repro")
+    assert restored(output) == ["check"] and ran(output) == [], "what is right again costs nothing"
+    assert outputs(project) == files
+
+
+def outputs(project):
+    """Every file under artifacts/, with its digest."""
+    files = [path for path in (project.folder / "artifacts").rglob("*") if path.is_file()]
+    return {path.relative_to(project.folder): artifacts.file_digest(path) for path in files}
 
 
 def test_an_experiment_elsewhere_imports_the_code_of_its_own_folder(project):
@@ -132,7 +202,7 @@ def test_an_experiment_elsewhere_imports_the_code_of_its_own_folder(project):
 
 
 def test_killed_in_every_stage_it_ends_where_an_undisturbed_run_does(project, fresh_project):
-    for stage in STAGES:
+    for stage in UNDER_WAY:
         code, _ = interrupt(fresh_project, stage, signal.SIGKILL)
         assert code == -signal.SIGKILL and stage not in fresh_project.lock()
         if stage == "train_fast":

@@ -67,7 +67,7 @@ def test_each_mend_makes_the_estimate_smaller(tmp_path):
         assert mends.mends(changed, work, gpu=True) == ["lower teacher.height and width"]
 
 
-def test_doctor_is_told_the_first_mend_of_the_first_work_that_does_not_fit(tmp_path):
+def test_doctor_is_told_the_first_mend_of_the_first_work_that_does_not_fit(tmp_path, monkeypatch):
     params = small_params(make_tiny_flux(tmp_path / "teacher"))
     needed = memory.estimate(params)
     assert memory.mend(params, needed, 0) == "lower trajectories.shard_size"
@@ -77,6 +77,7 @@ def test_doctor_is_told_the_first_mend_of_the_first_work_that_does_not_fit(tmp_p
     assert memory.mend(elsewhere, little, 2) == "lower evaluation.batch", "main memory cannot be offloaded to"
     quantised = replace(elsewhere, teacher=replace(elsewhere.teacher, quantization="int8"))
     assert not any("nf4" in change for change in mends.mends(quantised, "evaluating", gpu=False)), "it needs a GPU"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     gpu = replace(params, runtime=replace(params.runtime, device="cuda"))
     assert memory.mend(gpu, little, 2) == "set runtime.offload to true"
 

@@ -73,7 +73,19 @@ def test_the_encoding_is_utf_8_with_or_without_a_byte_order_mark(tmp_path):
         ("trajectories.stride", 3, "trajectories.stride must divide teacher.steps = 50, got 3"),
         ("trajectories.precision", "fp16", "trajectories.precision must be bf16 or fp32, got 'fp16'"),
         ("runtime.device", "tpu", "runtime.device must be auto, cpu or cuda, got 'tpu'"),
-        ("register.name", "a/b", "register.name must be a name without / and :, got 'a/b'"),
+        ("runtime.offload", "yes", "runtime.offload must be true or false, got 'yes'"),
+        ("runtime.offload", "on", "runtime.offload must be true or false, got 'on'"),
+        ("training.rank", "8", "training.rank must be an integer, got '8'"),
+        ("training.rank", [8], "training.rank must be an integer, got [8]"),
+        ("training.rank", None, "training.rank must be an integer, got None"),
+        ("teacher.dtype", ["fp32"], "teacher.dtype must be a text, got ['fp32']"),
+        ("training.rank", 10**30, "training.rank must be at most 100000000000000, got an integer of 100 bits"),
+        ("training.alpha", 10**400, "training.alpha must be a number, got an integer of 1329 bits"),
+        ("training.alpha", float("inf"), "training.alpha must be a number, got inf"),
+        ("evaluation.seed", float("inf"), "evaluation.seed must be an integer, got inf"),
+        ("teacher.guidance_scale", -0.0, "teacher.guidance_scale must be at least 0, got -0.0"),
+        ("train_controls.arms", None, "train_controls.arms must be a list of texts, got None"),
+        ("train_controls.arms", [1], "train_controls.arms must be a list of texts, got [1]"),
         ("partition.fast_steps", 48, "partition.slow_steps + fast_steps must be at most the 25 recorded steps, got 51"),
     ],
 )
@@ -86,6 +98,54 @@ def test_a_wrong_value_is_refused_by_name(content, key, value, message):
 def test_an_unknown_key_is_refused(content):
     with pytest.raises(ValueError, match="training.learning_rat is not a parameter; training has objective, rank"):
         params.from_dict(change(content, "training.learning_rat", 1))
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a/b", "a:b", "..", 251 * "n"])
+def test_a_name_that_mlflow_would_refuse_at_the_end_is_refused(content, name):
+    assert params.from_dict(change(content, "register.name", 250 * "n")).register.name == 250 * "n"
+    with pytest.raises(ValueError, match="^register.name must be at most 250 letters without / and :, the first no "):
+        params.from_dict(change(content, "register.name", name))
+
+
+def test_an_integer_that_python_does_not_write_out_is_refused(content):
+    with pytest.raises(ValueError, match="^trajectories.seed must be at most 100000000000000, got an integer of 16610"):
+        params.from_dict(change(content, "trajectories.seed", 10**5000))
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("rnak", "training.rnak is not a parameter; training has .*; did you mean rank"),
+        ("rank ", "training.'rank ' is not a parameter; training has .*; did you mean rank"),
+        (3, "training.3 is not a parameter; training has .*, targets, batch, anchor_batch, .*"),
+    ],
+)
+def test_a_misspelt_key_is_one_fault(content, key, sentence):
+    content["training"][key] = content["training"].pop("rank")
+    _, found = params.sift(content)
+    assert re.match(sentence, found[0])
+    assert found[1:] == ([] if isinstance(key, str) else ["training.rank is missing from params.yaml"])
+
+
+def test_everything_that_is_wrong_is_said_and_the_rest_is_kept(content):
+    content["partition"] |= {"slow_steps": "3", "rule": "snrr"}
+    content["teacher"] |= {"loras": ["a.safetensors", "b.bin", "c.safetensors:x"], "height": -1}
+    content["student"] = 3
+    right, found = params.sift(content)
+    assert [sentence.split(" must ")[0] for sentence in found] == [
+        "teacher.loras", "teacher.loras", "teacher.height", "partition.slow_steps", "student",
+    ]  # fmt: skip
+    assert right.partition.rule == "snrr" and right.training.rank == 64
+    with pytest.raises(params.WrongValue):
+        _ = right.partition.slow_steps
+    with pytest.raises(params.Faults) as refusal:
+        params.from_dict(content)
+    assert refusal.value.sentences == tuple(found)
+    assert str(refusal.value) == f"{found[0]} (and 4 more)"
+
+
+def test_no_arms_are_a_choice(content):
+    assert params.from_dict(change(content, "train_controls.arms", [])).train_controls.arms == ()
 
 
 def test_an_unknown_section_is_refused(content):
@@ -109,7 +169,20 @@ def test_a_missing_file_is_refused(tmp_path):
         params.load(tmp_path / "params.yaml")
 
 
-def test_a_broken_file_is_refused(tmp_path):
-    (tmp_path / "params.yaml").write_text("teacher: [")
-    with pytest.raises(ValueError, match="params.yaml is not valid YAML"):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"teacher: [", "params.yaml is not valid YAML: .* but found '<stream end>', in line 1"),
+        (b"teacher:\n\tpath: x\n", r"is not valid YAML: found character '\\t' that cannot start any token, in line 2"),
+        (b"a:\n  b: 1\n  b: 2\n", r'is not valid YAML: found duplicate key "b" with value "2" .*, in line 3'),
+        (b"a: " + b"9" * 5000, "params.yaml is not valid YAML: Exceeds the limit"),
+        (b"a: \x01", "params.yaml is not valid YAML: unacceptable character"),
+        (b"a: \xff", "params.yaml must be UTF-8 text, and is not: save it as UTF-8"),
+        (b"", "params.yaml must hold the keys teacher, trajectories, .*, got None"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path, text, sentence):
+    (tmp_path / "params.yaml").write_bytes(text)
+    with pytest.raises(ValueError, match=sentence) as refusal:
         params.load(tmp_path / "params.yaml")
+    assert "\n" not in str(refusal.value)

@@ -74,6 +74,7 @@ def test_the_command_prints_the_difference_and_the_next_step(file):
 def test_bad_input_is_one_sentence_and_changes_nothing(file):
     result = CliRunner().invoke(main, ["preset", "sdxl"])
     assert result.exit_code == 1 and "the preset must be one of flux-dev, qwen-image, tiny, got sdxl" in result.output
+    assert "got tyni; did you mean tiny?" in CliRunner().invoke(main, ["preset", "tyni"]).output
     file.write_text(file.read_text().replace("steps: 50 ", "steps: 1 "))
     before = file.read_bytes()
     result = CliRunner().invoke(main, ["preset", "qwen-image"])

@@ -9,6 +9,7 @@ import torch
 from pipeline import artifacts
 from pipeline.backbones.base import Backbone
 from pipeline.loras import Lora, content
+from pipeline.names import meant_path
 
 PARTS = ("text", "transformer", "vae")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -70,30 +71,52 @@ def load(
         offload: Keep the parts in main memory, and on the device only the one that was asked for last.
 
     Raises:
-        ValueError: The directory is missing or unreadable, or nothing here knows its pipeline class,
-            or it is no flow-matching model, or the device or the lack of a package forbids the quantisation; or a LoRA
-            is missing or for another transformer.
+        ValueError: As `family` and `resolve_device` do; or the directory lacks a part or is no flow-matching model, or
+            the device or the lack of a package forbids the quantisation; or a LoRA is missing or for another
+            transformer.
         FileNotFoundError: A configuration file is missing.
     """
-    path = Path(path)
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
         raise ValueError(f"parts must be among {', '.join(PARTS)}, got {', '.join(unknown)}")
+    made_of = family(path)
+    return made_of(Path(path), resolve_device(device), tuple(parts), DTYPES[dtype], quantization, loras, offload)
+
+
+def family(path: str | Path) -> type[Backbone]:
+    """The family of a diffusers pipeline directory.
+
+    Raises:
+        ValueError: The directory is missing or unreadable, or nothing here knows its pipeline class.
+        FileNotFoundError: It has no model_index.json.
+    """
+    path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"teacher: {path} is no folder")
-    name = artifacts.read_json(path / "model_index.json").get("_class_name")
+        raise ValueError(f"teacher: {path} is no folder{meant_path(path)}")
+    content = artifacts.read_json(path / "model_index.json")
+    name = content.get("_class_name") if isinstance(content, dict) else None
     if name not in FAMILIES:
         raise ValueError(f"teacher: the pipeline class of {path} must be one of {', '.join(FAMILIES)}, got {name}")
     with _quiet_transformers():
-        family = FAMILIES[name]()
-    return family(path, resolve_device(device), tuple(parts), DTYPES[dtype], quantization, loras, offload)
+        return FAMILIES[name]()
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device of a name; "auto" is a GPU where there is one."""
+    """The torch device of a name; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: It is no device, or a GPU that torch does not see.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        resolved, seen = torch.device(device), torch.cuda.device_count()
+    except RuntimeError as error:
+        raise ValueError(f"runtime.device or --device must be auto, cpu or cuda, got {device}") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= seen:
+        known = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(seen))])
+        raise ValueError(f"runtime.device or --device must be one of {known} on this machine, got {device}")
+    return resolved
 
 
 def digest(path: str | Path, loras: Sequence[Lora] = ()) -> str:

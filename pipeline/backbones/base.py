@@ -39,6 +39,9 @@ class Backbone(Protocol):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image; rows * columns = T."""
 
+    def check_files(self, parts: Sequence[str]) -> None:
+        """Raises ValueError unless the folders of these parts are there, each with whole files of weights."""
+
     def words(self) -> list[str]:
         """Words of lower-case letters that a text encoder has a token of its own for, sorted."""
 

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline import artifacts, fusing, mends
@@ -97,9 +99,7 @@ class StockBackbone(ABC):
         if quantization != "none" and "transformer" in parts:
             options["quantization_config"] = quantizing.config(quantization, dtype)
         loaded = [name for part in parts for name in modules[part]]
-        for name in loaded:
-            if not (path / name).is_dir():
-                raise ValueError(f"teacher: {path / name} does not exist")
+        self.check_files(parts)
         with weight_files.plain(path, loaded) as folder:
             try:
                 with _no_loading_bars():
@@ -147,9 +147,39 @@ class StockBackbone(ABC):
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
 
+    def check_files(self, parts: Sequence[str]) -> None:
+        """Raises ValueError unless the folders of these parts are there, each with whole files of weights."""
+        for folder in (self.path / name for part in parts for name in self.part_modules[part]):
+            if not folder.is_dir():
+                raise ValueError(f"teacher: {folder} does not exist")
+            weight_files.renamed(folder)
+            found = (folder / name for name in artifacts.files(folder) if name.endswith(".safetensors"))
+            weights = {file.name: file for file in found}
+            if not weights and (folder / "config.json").is_file():
+                raise ValueError(f"teacher: {folder} holds no weights")
+            for file in weights.values():
+                try:
+                    with safe_open(file, framework="pt"):  # reads the header, which knows the file's length
+                        pass
+                except SafetensorError as error:
+                    raise ValueError(f"teacher: {file} is no whole safetensors file ({error})") from error
+            for index in folder.glob("*.safetensors.index.json"):
+                lacking = sorted(set(artifacts.read_json(index)["weight_map"].values()) - weights.keys())
+                if lacking:
+                    raise ValueError(f"teacher: {folder / lacking[0]} is missing, which {index.name} names")
+
     def words(self) -> list[str]:
-        """The vocabulary of the text encoder that gives a state per token, without its pieces of words."""
-        tokenizer = getattr(self.part("text"), self.tokenizer)
+        """The vocabulary of the text encoder that gives a state per token, without its pieces of words.
+
+        Raises:
+            ValueError: The tokenizer cannot be loaded.
+        """
+        folder = self.path / self.tokenizer
+        library, name = artifacts.read_json(self.path / "model_index.json")[self.tokenizer]
+        try:  # the tokenizer alone, so that no text encoder need be loaded
+            tokenizer = getattr(import_module(library), name).from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # the tokenizers package raises nothing narrower
+            raise ValueError(f"teacher: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         marked = (WORD_START.fullmatch(token) for token in tokenizer.get_vocab())
         return sorted({match[1] for match in marked if match})
 

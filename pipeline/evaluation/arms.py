@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline import names
 from pipeline.guidance import forwards
 from pipeline.partition import PHASES
 from pipeline.sampling import PhasePlan, fixed_plan
@@ -229,20 +230,22 @@ def build(setting: Setting) -> list[Arm]:
     Raises:
         ValueError: If a control or a swap is unknown.
     """
-    swaps = [recipe.name for recipe in RECIPES if recipe.swap]
-    for name in setting.swaps:
-        if name not in swaps:
-            raise ValueError(f"evaluation.swaps must be among {', '.join(swaps)}, got {name!r}")
+    check_swaps(setting.swaps)
     asked = {*control_adapters(setting.controls), *setting.swaps}
     return [_arm(recipe, setting) for recipe in RECIPES if recipe.name in asked or not (recipe.control or recipe.swap)]
+
+
+def check_swaps(swaps: Sequence[str]) -> None:
+    """Raises ValueError unless each of these arms is one that uses the pair's adapters otherwise."""
+    for name in swaps:
+        names.check("evaluation.swaps", name, [recipe.name for recipe in RECIPES if recipe.swap], "be among")
 
 
 def control_adapters(controls: Sequence[str]) -> dict[str, tuple[str, str]]:
     """The adapters of each control, in the order of `RECIPES`; raises as `build` does."""
     known = {recipe.name: recipe.adapters for recipe in RECIPES if recipe.control}
     for name in controls:
-        if name not in known:
-            raise ValueError(f"train_controls.arms must be among {', '.join(known)}, got {name!r}")
+        names.check("train_controls.arms", name, known, "be among")
     return {name: adapters for name, adapters in known.items() if name in controls}
 
 

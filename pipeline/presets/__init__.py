@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from pipeline import params
 from pipeline.artifacts import atomic_file, read_text
+from pipeline.names import meant
 
 Change = tuple[str, Any, Any]
 """(section.key, value before, value after)"""
@@ -36,7 +37,7 @@ def apply(name: str, path: str | Path = "params.yaml") -> list[Change]:
             does not stand on one line.
     """
     if name not in names():
-        raise ValueError(f"the preset must be one of {', '.join(names())}, got {name}")
+        raise ValueError(f"the preset must be one of {', '.join(names())}, got {name}{meant(name, names())}")
     params.load(path)
     text = read_text(path)
     content, wanted = YAML().load(text), _read((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,164 @@
+"""Looks up, in seconds, every name, file and pair of values in params.yaml that a stage would refuse hours later.
+
+Nothing is judged here: each check calls the function with which the stage itself refuses, in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline import adapters, anchors, backbones, controls, fusing, objectives, params, partition, prompts
+from pipeline.backbones.base import Backbone
+from pipeline.evaluation import arms
+from pipeline.params import Faults, Params, RightValues, WrongValue, refusals, require_all
+from pipeline.schedule import Schedule
+
+if TYPE_CHECKING:
+    from pipeline.backbones.stock import StockBackbone
+
+PASSED = {"params.yaml": "valid"}
+"""What the stage writes: the same bytes for all parameters, so that changing one makes nothing stale by itself."""
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Reads a parameter file, and looks up all that it names.
+
+    Raises:
+        ValueError: The file is missing or no YAML.
+        Faults: Everything that is wrong, a sentence each.
+    """
+    values, found = params.sift(params.read(path))
+    teacher = _Teacher(values)
+    found += refusals(partial(check, values, teacher) for check in CHECKS)
+    if found:
+        raise Faults(dict.fromkeys(found))
+    return values
+
+
+class _Teacher:
+    """What the teacher's folder says without its weights. Each property raises as `backbones.load` does, every time."""
+
+    def __init__(self, values: Params | RightValues):
+        self._values = values
+
+    @cached_property
+    def path(self) -> Path:
+        return Path(self._values.teacher.path)
+
+    @cached_property
+    def family(self) -> type[Backbone]:
+        try:
+            return backbones.family(self.path)
+        except ValueError as error:
+            if self.path.is_dir() or not self._values.teacher.hub:
+                raise
+            raise ValueError(f"{error}; `glance fetch` gets {self._values.teacher.hub}") from error
+
+    @cached_property
+    def backbone(self) -> StockBackbone:
+        _ = self.family  # refuses a missing folder with how to get it
+        return backbones.load(self.path, "cpu", parts=())
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return self.backbone.schedule(self._values.teacher.height, self._values.teacher.width)
+
+
+def _rule(values: Params, teacher: _Teacher) -> None:
+    partition.check(values.partition.rule)
+
+
+def _steps(values: Params, teacher: _Teacher) -> None:
+    params.check_steps(values)
+    try:
+        schedule = teacher.schedule
+    except (ValueError, OSError, WrongValue):  # which another check says; only a stretched schedule matters here
+        schedule = Schedule(mu=0.0)
+    partition.compute(values, schedule)
+
+
+def _objective(values: Params, teacher: _Teacher) -> None:
+    objectives.check(values.training.objective)
+
+
+def _targets(values: Params, teacher: _Teacher) -> None:
+    adapters.check_targets(values.training.targets, teacher.family)
+
+
+def _controls(values: Params, teacher: _Teacher) -> None:
+    names = values.train_controls.arms
+    require_all(partial(check, [name]) for name in names for check in (controls.check, arms.control_adapters))
+
+
+def _swaps(values: Params, teacher: _Teacher) -> None:
+    require_all(partial(arms.check_swaps, [name]) for name in values.evaluation.swaps)
+
+
+def _recorded_prompts(values: Params, teacher: _Teacher) -> None:
+    settings = values.trajectories
+    prompts.load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "trajectories")
+
+
+def _anchors(values: Params, teacher: _Teacher) -> None:
+    settings = values.anchors
+    if settings.prompts:
+        anchors.texts(settings, teacher.backbone.words() if settings.prompts_file is None else ())
+
+
+def _evaluated_prompts(values: Params, teacher: _Teacher) -> None:
+    settings = values.evaluation
+    prompts.load_prompts(settings.prompts_file, settings.prompts, "evaluation", settings.seed, "evaluation")
+
+
+def _device(values: Params, teacher: _Teacher) -> None:
+    backbones.resolve_device(values.runtime.device)
+
+
+def _quantization(values: Params, teacher: _Teacher) -> None:
+    if values.teacher.quantization != "none":
+        from pipeline.backbones import quantization  # imports diffusers, as a family does
+
+        try:
+            device = backbones.resolve_device(values.runtime.device)
+        except ValueError:
+            device = torch.device("cuda")  # another check says that it is not there
+        quantization.require(values.teacher.quantization, device)
+
+
+def _folder(values: Params, teacher: _Teacher) -> None:
+    teacher.backbone.check_files(backbones.PARTS)
+
+
+def _pixels(values: Params, teacher: _Teacher) -> None:
+    grid, size = teacher.backbone.grid, teacher.backbone.pixels_per_token
+    height, width = values.teacher.height, values.teacher.width
+    require_all((partial(grid, height, size), partial(grid, size, width), lambda: teacher.schedule))
+
+
+def _loras(values: Params, teacher: _Teacher) -> None:
+    settings = values.teacher
+    require_all(partial(fusing.read, lora, teacher.backbone, settings.quantization) for lora in settings.loras)
+
+
+CHECKS: tuple[Callable[[Params, _Teacher], None], ...] = (
+    _folder,
+    _loras,
+    _device,
+    _quantization,
+    _pixels,
+    _recorded_prompts,
+    _rule,
+    _steps,
+    _anchors,
+    _objective,
+    _targets,
+    _controls,
+    _swaps,
+    _evaluated_prompts,
+)
+"""In the order of params.yaml, each alone: what one refuses keeps none of the others from being made."""
