@@ -27,8 +27,8 @@ ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # read no params
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
     """Turns what went wrong into one sentence, or one for each fault of params.yaml, and exit code 1.
 
-    Ctrl-C gives exit code 130, SIGTERM 143. In another checkout only the commands of ANYWHERE run: a checkout's params.yaml is meant for its own code, and what
-    is measured and registered carries its revision.
+    Ctrl-C gives exit code 130, SIGTERM 143. In another checkout only the commands of ANYWHERE run: a checkout's
+    params.yaml is meant for its own code, and what is measured and registered carries its revision.
     """
 
     @functools.wraps(function)

@@ -4,7 +4,6 @@ import threading
 import pytest
 
 from pipeline import prompts
-from pipeline.evaluation.prompts import exam
 
 MARK = b"\xef\xbb\xbf"
 
@@ -106,7 +105,7 @@ def test_recording_and_evaluation_read_their_file_alike(written):
     file = str(written(MARK + "a\u2028star\r\n\u200b\r\ntwo\r\n".encode()))
     expected = ["a\u2028star", "two"]
     assert prompts.load_prompts(file, 2, "train", 0, "trajectories") == expected
-    assert exam(file, 2, 0, 64, 64).prompts == expected
+    assert load_prompts(file, 2, "evaluation", 0, "evaluation") == expected
 
 
 def test_a_prompt_of_the_command_line_is_the_same_in_every_locale():
