@@ -29,7 +29,7 @@ lint: setup
 
 # Makes the shipped teacher anew: more than an hour on two cores.
 teacher: setup
-	@cd teacher && ../$(BIN)/python -m dvc repro
+	@cd teacher && PYTHONPATH=.. ../$(BIN)/python -m dvc repro
 	@rm -rf artifacts/teacher && cp -r teacher/build/teacher artifacts/teacher
 
 ui: setup
@@ -41,8 +41,8 @@ setup: place $(STAMP)
 
 # A colon ends an entry of PATH, ? and % mean something in sqlite's address, the others in the commands that pip writes.
 place:
-	@case "$$PWD" in *[:\"\\\`\$$?%]*) \
-		printf '%s\n' "make: the project's path must be without any of : ? % \" \` \$$ \\, got $$PWD" >&2; exit 1;; esac
+	@place=$$(pwd -P); case "$$place" in *[:\"\\\`\$$?%]*) \
+		printf '%s\n' "make: the project's path must be without any of : ? % \" \` \$$ \\, got $$place" >&2; exit 1;; esac
 
 # torch comes first and by its exact version, so that nothing else decides which build it is.
 $(STAMP): pyproject.toml constraints.txt | place

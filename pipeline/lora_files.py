@@ -84,7 +84,7 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
         if name is None:
             raise ValueError(f"{file} changes {pair.name}, which {base} does not have")
         a, b = _matrices(pair, tensors, file)
-        for layer, rows in _split(names[name], a, b, shapes, f"{file}: {pair.name}", base).items():
+        for layer, rows in _split(names[name], a, b, shapes, pair, file, base).items():
             change = {"lora_A": a, "lora_B": rows * _scale(pair, tensors, strength, name, len(a), file)}
             _add(state, layer, change, pair, file)
     adapters.check_whole(state, str(file))
@@ -195,13 +195,13 @@ def _matrices(pair: Pair, tensors: Mapping[str, Tensor], file: Path) -> tuple[Te
 
 
 def _split(
-    target: Target, a: Tensor, b: Tensor, shapes: Mapping[str, tuple[int, int]], owner: str, base: str
+    target: Target, a: Tensor, b: Tensor, shapes: Mapping[str, tuple[int, int]], pair: Pair, file: Path, base: str
 ) -> dict[str, Tensor]:
     """B's rows by layer."""
     rows = [shapes[layer][0] for layer in target.layers]
     shape, got = (sum(rows), shapes[target.layers[0]][1]), (len(b), a.shape[1])
     if got != shape:
-        raise ValueError(f"{owner} was trained for another base: it must be {shape} as in {base}, got {got}")
+        raise ValueError(f"{file} was trained for another base: {pair.name} must be {shape} as in {base}, got {got}")
     if target.halves_swapped:
         b = torch.cat(b.chunk(2)[::-1])
     return dict(zip(target.layers, b.split(rows), strict=True))

@@ -16,6 +16,7 @@ import psutil
 
 TMP = Path(".dvc") / "tmp"
 LOCKS = ("lock", "rwlock.lock")  # of the repository, and of the record; DVC holds them for moments only
+CLOCK_S = 2  # how exact the start of a process is known
 BROKEN = "it was being written when DVC was killed, and every command of DVC fails until it is removed"
 
 
@@ -30,7 +31,7 @@ def fault(root: Path) -> str | None:
     except (ValueError, TypeError, AttributeError, KeyError):
         return BROKEN
     for pid, command in entries:
-        if _started(pid) > written:
+        if _started(pid) > written + CLOCK_S:
             return f"it names a killed `{command}` by the process number {pid}, which another program has now"
     return None
 

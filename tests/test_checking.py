@@ -158,7 +158,7 @@ def test_loras_are_read_and_held_against_the_transformer(here):
     assert faults(teacher__loras=["own.safetensors:0.5"]) == []
     found = faults(teacher__loras=["foreign.safetensors", "page.safetensors", "onw.safetensors"])
     assert len(found) == 3
-    assert found[0].startswith("loras/foreign.safetensors was trained for another base: transformer_blocks.0.attn.to_q")
+    assert found[0].startswith("loras/foreign.safetensors was trained for another base: transformer.transformer_blocks")
     assert found[1].startswith("loras/page.safetensors is no safetensors file")
     assert found[2].endswith("; did you mean loras/own.safetensors?")
 

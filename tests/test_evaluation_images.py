@@ -22,6 +22,7 @@ NUMBERS_ONLY = {  # what the sampler imports of these reaches an image as number
     "pipeline/evaluation/__init__.py",
     "pipeline/flow.py",
     "pipeline/mends.py",
+    "pipeline/names.py",
     "pipeline/params.py",
     "pipeline/partition.py",
     "stages/__init__.py",

@@ -177,7 +177,7 @@ def test_a_missing_file_is_refused(tmp_path):
         (b"a:\n  b: 1\n  b: 2\n", r'is not valid YAML: found duplicate key "b" with value "2" .*, in line 3'),
         (b"a: " + b"9" * 5000, "params.yaml is not valid YAML: Exceeds the limit"),
         (b"a: \x01", "params.yaml is not valid YAML: unacceptable character"),
-        (b"a: \xff", "params.yaml must be UTF-8 text, and is not: save it as UTF-8"),
+        (b"a: \xff", "params.yaml must be UTF-8 text, and line 1 is not: save it as UTF-8"),
         (b"", "params.yaml must hold the keys teacher, trajectories, .*, got None"),
     ],
 )

@@ -105,7 +105,7 @@ def test_recording_and_evaluation_read_their_file_alike(written):
     file = str(written(MARK + "a\u2028star\r\n\u200b\r\ntwo\r\n".encode()))
     expected = ["a\u2028star", "two"]
     assert prompts.load_prompts(file, 2, "train", 0, "trajectories") == expected
-    assert load_prompts(file, 2, "evaluation", 0, "evaluation") == expected
+    assert prompts.load_prompts(file, 2, "evaluation", 0, "evaluation") == expected
 
 
 def test_a_prompt_of_the_command_line_is_the_same_in_every_locale():

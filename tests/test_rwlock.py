@@ -82,7 +82,7 @@ def test_entries_of_another_program_that_got_the_number_since_are_removed(reposi
     out = str(repository.folder / "out")
     with subprocess.Popen(["sleep", "60"]) as other:
         record.write_text(json.dumps({"read": {}, "write": {out: {"pid": other.pid, "cmd": "dvc repro"}}}))
-        assert rwlock.fault(repository.folder) is None, "it may be the one that wrote it"
+        assert rwlock.fault(repository.folder) is None, "it may be the program that wrote it"
         old = psutil.Process(other.pid).create_time() - 60
         os.utime(record, (old, old))
         assert "is busy" in repository.run("dvc", "repro").stdout
