@@ -286,7 +286,7 @@ REFUSED = {  # the file's tensors, and what is said of them
     "a window of 3": (GOOD | {f"{Q}.lora_A.weight": torch.ones(2, 32, 3, 3)}, "must be a matrix, got the shape"),
     "another width": (
         pair(columns=64)[0],
-        rf"was trained for another base: {Q} must be \(32, 32\) as in .*, got \(32, 64\)",
+        rf"another base: {Q} must be \(32, 32\) as in .*, got \(32, 64\)",
     ),
     "no layer": (
         pair("transformer.nowhere")[0],
