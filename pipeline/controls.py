@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from pipeline.jobs import Job, Recorded, Settings
 from pipeline.params import Params
 from pipeline.partition import PHASES
 
-OFFICIAL = {
+OFFICIAL: dict[str, Any] = {
     "objective": "flow",
     "rank": 16,
     "alpha": 64.0,

@@ -31,7 +31,7 @@ def _text(pattern: str, rule: str) -> Any:
     return field(metadata={"pattern": pattern, "rule": rule})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherParams:
     """The model that is followed, and how it is run."""
 
@@ -49,7 +49,7 @@ class TeacherParams:
     negative_prompt: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrajectoriesParams:
     """What of the teacher is recorded."""
 
@@ -62,7 +62,7 @@ class TrajectoriesParams:
     precision: str = _text(r"bf16|fp32", "be bf16 or fp32")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnchorsParams:
     """Other prompts, under which the student is kept at the guided base."""
 
@@ -71,7 +71,7 @@ class AnchorsParams:
     seed: int = _number(at_least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PartitionParams:
     """How the path is split."""
 
@@ -81,7 +81,7 @@ class PartitionParams:
     threshold_u: float = _number(above=0, at_most=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingParams:
     """What both phases' trainings share."""
 
@@ -95,7 +95,7 @@ class TrainingParams:
     checkpoint_every: int = _number(at_least=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PhaseParams:
     """One phase's own training."""
 
@@ -104,7 +104,7 @@ class PhaseParams:
     seed: int = _number(at_least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ControlsParams:
     """The adapters that only the comparison needs."""
 
@@ -112,14 +112,14 @@ class ControlsParams:
     seed: int = _number(at_least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudentParams:
     """How the student is run."""
 
     true_cfg_scale: float = _number(at_least=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationParams:
     """What is measured, on how many images."""
 
@@ -135,7 +135,7 @@ class EvaluationParams:
     grid_prompts: int = _number(at_least=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RegisterParams:
     """Under what name a bundle is registered, and what a promotion asks of it."""
 
@@ -143,7 +143,7 @@ class RegisterParams:
     min_retention: float = _number(at_least=0, at_most=2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RuntimeParams:
     """Knobs that change no result."""
 
@@ -153,7 +153,7 @@ class RuntimeParams:
     offload: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Params:
     """Every section of params.yaml."""
 

@@ -107,7 +107,8 @@ class Comparison:
     @property
     def timed_as(self) -> dict[str, str]:
         """Arms that do an earlier one's work, step by step and with adapters of its shapes, to the name of that one."""
-        first, timed_as = {}, {}
+        first: dict[str, str] = {}
+        timed_as: dict[str, str] = {}
         for arm in self.arms:
             names = dict.fromkeys(filter(None, arm.plan.adapters))
             shapes = [{key: tensor.shape for key, tensor in self.inputs.states[name].items()} for name in names]
@@ -164,7 +165,7 @@ class Comparison:
             Row(
                 self.exam.prompts[index],
                 [column[i] for column in columns],
-                None if self.exam.judge is None else [bool(measured[name].passed[index]) for name in names],
+                [bool(passed[index]) for name in names if (passed := measured[name].passed) is not None] or None,
             )
             for i, index in enumerate(indices)
         ]
@@ -174,9 +175,10 @@ class Comparison:
         inputs, prompts = self.inputs, self.exam.prompts
         count = min(self.params.evaluation.grid_prompts, len(prompts))
         shown = np.linspace(0, len(prompts) - 1, count).round().astype(int).tolist()
-        failed = []
-        if self.exam.judge is not None:
-            failed = np.flatnonzero(measured[REFERENCE].passed & ~measured[PRODUCT].passed)[:MAX_FAILURES].tolist()
+        failed: list[int] = []
+        passed, lost = measured[REFERENCE].passed, measured[PRODUCT].passed
+        if passed is not None and lost is not None:
+            failed = np.flatnonzero(passed & ~lost)[:MAX_FAILURES].tolist()
         titles = {arm.name: f"{arm.title}\n{arm.nfe} forwards" for arm in self.arms}
         hidden = HIDDEN_SECTIONS if inputs.trained_here else (*HIDDEN_SECTIONS, *STAGE_SECTIONS)
         sections = {name: value for name, value in asdict(self.params).items() if name not in hidden}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def pick(images: Images, arm: Arm, among: Sequence[Shard], indices: Sequence[int
     """The images of single prompts, uint8 (H, W, 3) each, in the order of `indices` into the prompts of `among`."""
     starts = np.cumsum([0, *(len(shard.prompts) for shard in among)])
     places = [int(np.searchsorted(starts, index, side="right")) - 1 for index in indices]
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for place in sorted(set(places)):
         made = images(arm, among[place])
         found |= {i: made[i - starts[place]].copy() for i, p in zip(indices, places, strict=True) if p == place}
@@ -147,8 +147,8 @@ class Store:
     def __init__(
         self,
         make: Images,
-        origin: dict,
-        adapter_digests: dict[str, str],
+        origin: Mapping,
+        adapter_digests: Mapping[str, str],
         lasting: Path,
         passing: Path,
     ) -> None:

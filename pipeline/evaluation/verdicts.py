@@ -33,7 +33,8 @@ def verdicts(metrics: Mapping, arms: Sequence[Arm]) -> list[tuple[str, str]]:
         if None not in distances:
             places["ahead" if distances[1] < distances[0] else "behind"].append("fd_scenes")
         used = [place for place, labels in places.items() if labels]
-        outcome = {("ahead",): "won", ("behind",): "lost"}.get(tuple(used), "open")
+        outcomes: dict[tuple[str, ...], str] = {("ahead",): "won", ("behind",): "lost"}
+        outcome = outcomes.get(tuple(used), "open")
         words = "; ".join(f"{place} in {', '.join(places[place])}" for place in used)
         found.append((outcome, f"Against “{titles[name]}” ({metrics['arms'][name]['nfe']} forwards): {words}."))
     return found
