@@ -6,7 +6,7 @@ STORE  := sqlite:///$(CURDIR)/.glance/mlflow.db
 
 export PATH := $(VENV)/bin:$(PATH)
 
-.PHONY: run test lint ui teacher setup
+.PHONY: run check test lint docs ui teacher setup
 
 run: setup
 	@git rev-parse --verify --quiet HEAD >/dev/null || \
@@ -19,11 +19,22 @@ run: setup
 	@echo "bundle    $(CURDIR)/artifacts/bundle"
 	@echo "registry  $${MLFLOW_TRACKING_URI:-$(STORE)}   (make ui)"
 
+# What a change must pass: all but the tests that run DVC, servers or whole stages.
+check: setup
+	@ruff check .
+	@ruff format --check .
+	@mypy
+	@pytest -q -m "not slow"
+
 test: setup
 	@pytest
 
 lint: setup
 	@ruff check .
+
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 # Makes the shipped teacher anew: more than an hour on two cores.
 teacher: setup

@@ -31,6 +31,16 @@ SHORT = {
     },
 }
 
+SLOW_FIXTURES = {"project", "fresh_project"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow every test that needs a whole run of the graph, directly or through another fixture."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 class Project:
     """A folder with the project in it, and the commands that a person would type there."""
