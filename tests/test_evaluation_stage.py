@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 from pipeline import artifacts
@@ -20,6 +21,7 @@ def evaluate(folder):
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow  # a whole stage, twice
 def test_the_stage_writes_every_output_and_leaves_only_what_others_can_use(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = small_params()

@@ -11,6 +11,7 @@ from tests.published import write_bundle
 from tests.tiny import make_tiny_flux
 
 
+@pytest.mark.slow  # times a model of normal width
 def test_gpu_measures_a_small_model_and_adds_to_the_table(tmp_path):
     options = ["--model", "qwen-image", "--small", "--pixels", "32", "--repeats", "1", "--device", "cpu"]
     for _ in range(2):
