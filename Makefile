@@ -7,7 +7,7 @@ STAMP  := .venv/.installed
 # script in .venv/bin holds the project's path. PATH is for the stages, which DVC runs as `python -m stages.x`.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint ui teacher setup place
+.PHONY: run check test lint docs ui teacher setup place
 
 run: setup
 	@git rev-parse --verify --quiet HEAD >/dev/null || \
@@ -21,11 +21,22 @@ run: setup
 	@echo "bundle    $$PWD/artifacts/bundle"
 	@echo "registry  $${MLFLOW_TRACKING_URI:-sqlite:///$$PWD/.glance/mlflow.db}   (make ui)"
 
+# What a change must pass: all but the tests that run DVC, servers or whole stages.
+check: setup
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m pytest -q -m "not slow"
+
 test: setup
 	@$(BIN)/python -m pytest
 
 lint: setup
 	@$(BIN)/python -m ruff check .
+
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 # Makes the shipped teacher anew: more than an hour on two cores.
 teacher: setup

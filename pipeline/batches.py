@@ -35,8 +35,10 @@ def draw(trajectories: Trajectories, job: Job, train_step: int, objective: Objec
     ids, steps = chosen % count, torch.tensor(job.steps)[chosen // count]
     states = trajectories.states(ids, F.pad(steps, (0, 1), value=trajectories.steps)).float()
     noise = torch.randn(states[:, 0].shape, generator=generator(settings.seed, "noise", train_step))
-    sample = Sample(*states.unbind(1), noise, *trajectories.sigmas[steps].float().unbind(1))
-    return Batch(*objective.problem(sample), sample.sigma, trajectories.conditioning(ids))
+    x, x_next, x_0 = states.unbind(1)
+    sigma, sigma_next = trajectories.sigmas[steps].float().unbind(1)
+    start, target = objective.problem(Sample(x, x_next, x_0, noise, sigma, sigma_next))
+    return Batch(start, target, sigma, trajectories.conditioning(ids))
 
 
 def draw_anchors(anchors: Trajectories, job: Job, train_step: int) -> Batch:
@@ -51,8 +53,8 @@ def draw_anchors(anchors: Trajectories, job: Job, train_step: int) -> Batch:
 
 def together(one: Batch, other: Batch) -> Batch:
     """The rows of both."""
-    parts = (torch.cat([getattr(one, name), getattr(other, name)]) for name in ("x", "target", "sigma"))
-    return Batch(*parts, concat(one.conditioning, other.conditioning))
+    x, target, sigma = (torch.cat([getattr(one, name), getattr(other, name)]) for name in ("x", "target", "sigma"))
+    return Batch(x, target, sigma, concat(one.conditioning, other.conditioning))
 
 
 def items(count: int, batch: int, seed: int, train_step: int, stream: str = "order") -> Tensor:

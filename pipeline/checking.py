@@ -15,7 +15,7 @@ import torch
 from pipeline import adapters, anchors, backbones, controls, fusing, objectives, params, partition, prompts
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms
-from pipeline.params import Faults, Params, RightValues, WrongValue, refusals, require_all
+from pipeline.params import Faults, Params, WrongValue, refusals, require_all
 from pipeline.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def load(path: str | Path = "params.yaml") -> Params:
 class _Teacher:
     """What the teacher's folder says without its weights. Each property raises as `backbones.load` does, every time."""
 
-    def __init__(self, values: Params | RightValues):
+    def __init__(self, values: Params):
         self._values = values
 
     @cached_property

@@ -4,6 +4,7 @@ Torch and MLflow are imported by the commands that need them, so that `glance --
 """
 
 import functools
+import io
 import os
 import re
 import signal
@@ -89,7 +90,8 @@ def _show(path: str | Path) -> None:
 def main() -> None:
     """Slow-fast adapters for flow-matching text-to-image models."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no failure
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no failure
 
 
 @main.command()

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pipeline import names
 from pipeline.jobs import Job, Recorded, Settings
 from pipeline.params import Params
 from pipeline.partition import PHASES
 
-OFFICIAL = {
+OFFICIAL: dict[str, Any] = {
     "objective": "flow",
     "rank": 16,
     "alpha": 64.0,

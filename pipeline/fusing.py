@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -58,9 +60,10 @@ def fuse(backbone: StockBackbone, loras: Sequence[Lora], kind: str) -> None:
             full = layer.weight.data
         else:
             full = _original(originals, f"{module}.weight").to(backbone.dtype)
-        delta = sum(
+        changes = (
             weight * adapters.delta(state, module) for weight, state in states if f"{module}.lora_A.weight" in state
         )
+        delta = reduce(torch.add, changes)
         full = (full.float() + delta.to(full.device)).to(full.dtype)
         if not full.isfinite().all():
             files = ", ".join(str(lora.path) for lora in loras)
@@ -73,7 +76,7 @@ def fuse(backbone: StockBackbone, loras: Sequence[Lora], kind: str) -> None:
 
 def _files(folder: Path) -> dict[str, Path]:
     """The safetensors file of every tensor of a folder."""
-    found = {}
+    found: dict[str, Path] = {}
     for file in (folder / name for name in artifacts.files(folder) if name.endswith(".safetensors")):
         with safe_open(file, framework="pt") as opened:
             found |= dict.fromkeys(opened.keys(), file)

@@ -46,7 +46,7 @@ def texts(path: Path) -> dict[str, str]:
     """The text chunks of a PNG file; {} where there is no file, or one that is broken or cut off."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            found = {keyword: text for keyword, text in image.info.items() if isinstance(text, str)}
+            found = {str(keyword): text for keyword, text in image.info.items() if isinstance(text, str)}
             image.verify()  # reads to the end and compares the checksums
             return found
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

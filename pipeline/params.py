@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -37,7 +37,7 @@ def _text(pattern: str, rule: str) -> Any:
     return field(metadata={"pattern": pattern, "rule": rule})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherParams:
     """The model that is followed, and how it is run."""
 
@@ -55,7 +55,7 @@ class TeacherParams:
     negative_prompt: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrajectoriesParams:
     """What of the teacher is recorded."""
 
@@ -68,7 +68,7 @@ class TrajectoriesParams:
     precision: str = _text(r"bf16|fp32", "be bf16 or fp32")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnchorsParams:
     """Other prompts, under which the student is kept at the guided base."""
 
@@ -77,7 +77,7 @@ class AnchorsParams:
     seed: int = _number(at_least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PartitionParams:
     """How the path is split."""
 
@@ -87,7 +87,7 @@ class PartitionParams:
     threshold_u: float = _number(above=0, at_most=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingParams:
     """What both phases' trainings share."""
 
@@ -101,7 +101,7 @@ class TrainingParams:
     checkpoint_every: int = _number(at_least=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PhaseParams:
     """One phase's own training."""
 
@@ -110,7 +110,7 @@ class PhaseParams:
     seed: int = _number(at_least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ControlsParams:
     """The adapters that only the comparison needs."""
 
@@ -118,14 +118,14 @@ class ControlsParams:
     seed: int = _number(at_least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudentParams:
     """How the student is run."""
 
     true_cfg_scale: float = _number(at_least=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationParams:
     """What is measured, on how many images."""
 
@@ -141,7 +141,7 @@ class EvaluationParams:
     grid_prompts: int = _number(at_least=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RegisterParams:
     """Under what name a bundle is registered, and what a promotion asks of it."""
 
@@ -149,7 +149,7 @@ class RegisterParams:
     min_retention: float = _number(at_least=0, at_most=2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RuntimeParams:
     """Knobs that change no result."""
 
@@ -160,7 +160,7 @@ class RuntimeParams:
     cache_limit_gb: float = _number(at_least=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Params:
     """Every section of params.yaml."""
 
@@ -262,7 +262,7 @@ def from_dict(content: Any) -> Params:
     return params
 
 
-def sift(content: Any) -> tuple[Params | RightValues, list[str]]:
+def sift(content: Any) -> tuple[Params, list[str]]:
     """The right values of a parameter file's content, and a sentence for everything that is wrong with it."""
     sections = get_type_hints(Params)
     found, values = _wrong_keys("params.yaml", sections, content), {}
@@ -270,7 +270,7 @@ def sift(content: Any) -> tuple[Params | RightValues, list[str]]:
         if isinstance(content, dict) and name in content:
             values[name], wrong = _section(name, cls, content[name])
             found += wrong
-    params = RightValues(values) if found else Params(**values)
+    params = cast(Params, RightValues(values)) if found else Params(**values)
     return params, found + refusals([partial(check_steps, params)])
 
 

@@ -96,10 +96,10 @@ class Partition:
         try:
             if content["version"] != 1:
                 raise ValueError(f"partition: version must be 1, got {content['version']}")
-            phases = {
-                name: Phase(**{key: tuple(v) if isinstance(v, list) else v for key, v in phase.items()})
-                for name, phase in content["phases"].items()
-            }
+            phases = {}
+            for name, phase in content["phases"].items():
+                values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in phase.items()}
+                phases[name] = Phase(**values)
             schedule = Schedule(**content["schedule"])
             return cls(content["rule"], content["teacher_steps"], schedule, phases["slow"], phases["fast"])
         except (KeyError, TypeError) as error:

@@ -62,7 +62,7 @@ def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[
             continue
         waiting = load_file(scratch / conditioning_name(number))
         conditioning = {name: tensor.clone() for name, tensor in waiting.items()}  # aligned, as an encoder gives them
-        states = []
+        states: list[Tensor] = []
         for state in _states(backbone, recording, conditioning, negative, first, count):
             if not torch.isfinite(state).all():
                 raise ValueError(f"trajectories: the teacher's latents are not finite at step {len(states)} of {file}")

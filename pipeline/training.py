@@ -144,7 +144,8 @@ def to_artifact(
     """
     keys = {name: key(job, artifacts.TRAJECTORIES, artifacts.ANCHORS) for name, job in jobs.items()}
     checkpoints = {name: artifacts.checkpoint_dir(folder.name, key) for name, key in keys.items()}
-    backbone, histories = load_teacher(params), {}
+    backbone = load_teacher(params)
+    histories: dict[str | None, Sequence[TrainStep]] = {}
     with artifacts.atomic_dir(folder) as whole:
         for name, job in jobs.items():
             show = partial(progress, total=job.settings.train_steps, what=f"training {job.name}", unit="step")
@@ -156,7 +157,7 @@ def to_artifact(
         shutil.rmtree(checkpoint)
 
 
-def write_history(path: Path, histories: dict[str | None, Sequence[TrainStep]]) -> None:
+def write_history(path: Path, histories: Mapping[str | None, Sequence[TrainStep]]) -> None:
     """Writes losses as CSV: train_step, loss, learning_rate, and before them the arm unless its name is None."""
     rows = [({"arm": arm} if arm else {}) | asdict(record) for arm, history in histories.items() for record in history]
     columns = list(rows[0]) if rows else ["arm", "train_step", "loss", "learning_rate"]

@@ -199,7 +199,7 @@ class Trajectories:
         if len(ids) == 0 or ids.min() < 0 or ids.max() >= len(self):
             raise IndexError(f"trajectories: ids must lie in 0 .. {len(self) - 1}, got {ids.tolist()}")
         numbers = torch.searchsorted(self._first, ids, right=True) - 1
-        result = None
+        result: Tensor | None = None
         for number in numbers.unique().tolist():
             where = (numbers == number).nonzero().squeeze(1)
             rows, tensor = ids[where] - self._first[number], self._shard(number)[name]
@@ -207,6 +207,7 @@ class Trajectories:
             if result is None:
                 result = part.new_empty(len(ids), *part.shape[1:])
             result[where] = part
+        assert result is not None, "there is at least one id"
         return result
 
     def _shard(self, number: int) -> dict[str, Tensor]:

@@ -32,6 +32,21 @@ SHORT = {
 }
 
 
+def slow(fixture: Callable) -> Callable:
+    """Says of a fixture's function that it runs DVC, a server or whole stages: what needs it is a slow test."""
+    fixture.slow = True
+    return fixture
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow every test that needs a slow fixture, directly or through another one."""
+    for item in items:
+        used = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        if any(getattr(definitions[-1].func, "slow", False) for definitions in used.values()):
+            item.add_marker(pytest.mark.slow)
+
+
 class Project:
     """A folder with the project in it, and the commands that a person would type there."""
 
@@ -119,6 +134,7 @@ def make_project(folder: Path, temporary: Path, make_teacher: Callable[[Path], P
 
 
 @pytest.fixture(scope="session")
+@slow
 def project(tmp_path_factory) -> Project:
     """The small project after one undisturbed `dvc repro`; its tests leave it as they found it."""
     from tests.tiny import make_tiny_flux  # diffusers takes seconds to import
@@ -132,6 +148,7 @@ def project(tmp_path_factory) -> Project:
 
 
 @pytest.fixture(scope="session")
+@slow
 def fresh_project(project, tmp_path_factory) -> Project:
     """A git clone of the small project as it was before its first run."""
     temporary = tmp_path_factory.mktemp("fresh")

@@ -10,6 +10,8 @@ from pipeline import backbones, phases
 from tests.test_adapters import output, random_state
 from tests.tiny import make_tiny_flux
 
+pytestmark = pytest.mark.slow  # the compiler takes a minute
+
 
 @pytest.fixture
 def backbone(tmp_path):

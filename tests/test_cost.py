@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cost, cost_model, cost_page, gpu
+from measurements import cost, cost_model, cost_page, gpu
 from pipeline import adapters, backbones, params
 from pipeline.backbones import base
 from pipeline.training import _with_adapter
@@ -106,7 +106,7 @@ def test_a_train_step_counts_what_torch_counts(how, expected, tmp_path):
 def test_the_page_is_what_the_command_makes_of_the_committed_figures():
     figures = json.loads((gpu.DOCS / "cost.json").read_text())
     assert (gpu.DOCS / "cost.md").read_text(encoding="utf-8") == cost_page.page(figures), (
-        "run `python -m benchmarks.cost` and commit what it writes"
+        "run `python -m measurements.cost` and commit what it writes"
     )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline import backbones, export
-from tests.conftest import make_project
+from tests.conftest import make_project, slow
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 
 PROMPT, SEED = "a heart left of a ring", 7
@@ -23,6 +23,7 @@ TEACHERS = {
 
 
 @pytest.fixture(scope="module", params=TEACHERS)
+@slow
 def run(request, tmp_path_factory):
     """A project with a tiny teacher of one family, Z-Image with a style fused into it, after `dvc repro`."""
     make, settings = TEACHERS[request.param]

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 
-from benchmarks.gpu import MODELS, write_configs
+from measurements.gpu import MODELS, write_configs
 from pipeline import backbones, memory, mends
 from pipeline.params import RuntimeParams
 from tests.recorded import record_tiny, small_params

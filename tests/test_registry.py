@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import params, registry, tracking
 from pipeline.export import bundle_digest
+from tests.conftest import slow
 from tests.published import ROOT, write_bundle, write_evaluation, write_project
 
 NAME = "glance-scenes"
@@ -53,6 +54,7 @@ def fresh_project(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
+@slow
 def server(tmp_path_factory):
     """The URI of a real MLflow server and the folder where it keeps artifacts."""
     folder = tmp_path_factory.mktemp("server")

@@ -36,7 +36,7 @@ Cells = dict[tuple[str, str], list[Result]]
 
 def cells(grid: Grid, results: Sequence[Result]) -> Cells:
     """The rows of a grid's table, in its order; those without a result are left out."""
-    found = {(variant, arm): [] for variant in grid.variants for arm in grid.arms}
+    found: Cells = {(variant, arm): [] for variant in grid.variants for arm in grid.arms}
     for result in results:
         if (result.variant, result.arm) in found:
             found[result.variant, result.arm].append(result)
@@ -85,8 +85,8 @@ def table(grid: Grid, rows: Cells) -> list[str]:
 
 def cell(key: str, those: Sequence[Result]) -> str:
     """One metric of a variant's arm: its mean and range over seeds, or one seed's value with its interval."""
-    values = [result.metrics.get(key) for result in those]
-    if any(value is None for value in values):
+    values = [value for result in those if (value := result.metrics.get(key)) is not None]
+    if len(values) < len(those):
         return DASH
 
     def write(value: float) -> str:
@@ -95,10 +95,10 @@ def cell(key: str, those: Sequence[Result]) -> str:
     low, high = write(min(values)), write(max(values))
     if low != high:
         return f"{write(mean(values))} ({_bare(low)} to {_bare(high)})"
-    low, high = (those[0].metrics.get(f"{key}_{end}") for end in ("low", "high"))
-    if low is None or high is None:
+    start, end = (those[0].metrics.get(f"{key}_{end}") for end in ("low", "high"))
+    if start is None or end is None:
         return write(values[0])
-    return f"{write(values[0])} [{_bare(write(low))}, {_bare(write(high))}]"
+    return f"{write(values[0])} [{_bare(write(start))}, {_bare(write(end))}]"
 
 
 def notes(grid: Grid, results: Sequence[Result]) -> list[str]:

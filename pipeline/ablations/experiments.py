@@ -100,10 +100,10 @@ def collect(grid: Grid, old: Iterable[Result]) -> list[Result]:
         old: The rows of its table. Those of variants, seeds or values that it has no longer are left out.
     """
     found = find()
-    kept = {(row.experiment, row.changes): [] for row in old}
+    kept: dict[tuple[str, str], list[Result]] = {(row.experiment, row.changes): [] for row in old}
     for row in old:
         kept[row.experiment, row.changes].append(row)
-    results = []
+    results: list[Result] = []
     for run in grid.runs:
         experiment = matching(run, found)
         results += _results(grid, run, experiment) if experiment else kept.get((run.name, " ".join(run.changes)), [])
@@ -286,7 +286,9 @@ def _call(*command: str, check: bool = True) -> str:
             ).returncode
         except FileNotFoundError as error:
             raise ValueError(f"{command[0]} is not installed: `glance doctor` says what is missing") from error
-        printed, complaints = (file.seek(0) or file.read() for file in (out, err))
+        for file in (out, err):
+            file.seek(0)
+        printed, complaints = out.read(), err.read()
     if check and code:
         said = (complaints.strip() or printed.strip() or f"exit code {code}").splitlines()
         reason = next((line for line in said if line.startswith(("ERROR", "fatal"))), said[-1])

@@ -48,18 +48,19 @@ def lines(grid: Grid, results: Sequence[Result], metric: str) -> dict[str, list[
     """
     found: dict[str, list[Mark]] = {}
     for (variant, arm), those in cells(grid, results).items():
-        values = [result.metrics.get(metric) for result in those]
+        values = [value for result in those if (value := result.metrics.get(metric)) is not None]
         x = _x(grid, variant, those[0])
-        if x is None or any(value is None for value in values):
+        if x is None or len(values) < len(those):
             continue
         line = TITLES[arm]
         if grid.plot.lines != ARM:
-            value = f"{grid.plot.lines.split('.')[1]} {grid.variants[variant][grid.plot.lines]}"
-            line = value if len(grid.arms) == 1 else f"{value}, {line}"
-        ends = (min(values), max(values))
+            setting = f"{grid.plot.lines.split('.')[1]} {grid.variants[variant][grid.plot.lines]}"
+            line = setting if len(grid.arms) == 1 else f"{setting}, {line}"
+        low, high = min(values), max(values)
         if len(values) == 1:
-            ends = tuple(those[0].metrics.get(f"{metric}_{end}", values[0]) for end in ("low", "high"))
-        found.setdefault(line, []).append((x, mean(values), *ends))
+            ends = (those[0].metrics.get(f"{metric}_{end}") for end in ("low", "high"))
+            low, high = (values[0] if end is None else end for end in ends)
+        found.setdefault(line, []).append((x, mean(values), low, high))
     if _numeric(found):
         found = {line: sorted(marks) for line, marks in found.items()}
     return found
@@ -93,8 +94,8 @@ def _panel(axes: Any, grid: Grid, found: dict[str, list[Mark]], metric: str) -> 
     colours = {title: COLOURS.get(arm) for arm, title in TITLES.items()}
     others = iter(OTHERS * len(found))
     for i, (line, marks) in enumerate(found.items()):
-        x, y, low, high = zip(*marks, strict=True)
-        x = [place[at] + (0 if numeric else 0.12 * (i - (len(found) - 1) / 2)) for at in x]
+        at, y, low, high = zip(*marks, strict=True)
+        x = [place[spot] + (0 if numeric else 0.12 * (i - (len(found) - 1) / 2)) for spot in at]
         below = [max(value - end, 0) for value, end in zip(y, low, strict=True)]
         above = [max(end - value, 0) for value, end in zip(y, high, strict=True)]
         style = {"color": colours.get(line) or next(others), "marker": MARKERS[i % len(MARKERS)], "markersize": 5}

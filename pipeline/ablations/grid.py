@@ -151,7 +151,9 @@ def from_dict(name: str, content: Any, defaults: Params) -> Grid:
     )
     _check_names(runs)
     plot = _plot(content["plot"], variants)
-    words = {key: content[key].strip() if content.get(key) else None for key in ("question", "paper", "answer")}
+    words: dict[str, Any] = {
+        key: content[key].strip() if content.get(key) else None for key in ("question", "paper", "answer")
+    }
     return Grid(name=name, **words, arms=arms, variants=variants, seeds=seeds, plot=plot, runs=runs)
 
 

@@ -7,6 +7,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.artifacts import atomic_file
 from pipeline.evaluation.benchmarks import Column
@@ -87,7 +88,7 @@ def write(name: str, results: Iterable[Result], folder: Path = FOLDER) -> None:
 
 
 def _result(row: dict[str, str]) -> Result:
-    numbers = {key: int(row[key]) if row[key] else None for key in ("seed", "jobs", "prompts")}
-    words = {key: row[key] for key in IDENTITY if key not in numbers}
+    numbers: dict[str, Any] = {key: int(row[key]) if row[key] else None for key in ("seed", "jobs", "prompts")}
+    words: dict[str, Any] = {key: row[key] for key in IDENTITY if key not in numbers}
     metrics = {key: float(text) if text else None for key, text in row.items() if key not in IDENTITY}
     return Result(**words, **numbers, metrics=metrics)

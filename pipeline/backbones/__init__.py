@@ -1,15 +1,20 @@
 """The model families, and which of them a diffusers directory holds."""
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline import artifacts
-from pipeline.backbones.base import Backbone
 from pipeline.loras import Lora, content
 from pipeline.names import meant_path
+
+if TYPE_CHECKING:
+    from pipeline.backbones.stock import StockBackbone
 
 PARTS = ("text", "transformer", "vae")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -28,25 +33,29 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _flux() -> type[Backbone]:
+def _flux() -> type[StockBackbone]:
     from pipeline.backbones.flux import FluxBackbone  # diffusers takes seconds to import
 
     return FluxBackbone
 
 
-def _qwen_image() -> type[Backbone]:
+def _qwen_image() -> type[StockBackbone]:
     from pipeline.backbones.qwen_image import QwenImageBackbone
 
     return QwenImageBackbone
 
 
-def _z_image() -> type[Backbone]:
+def _z_image() -> type[StockBackbone]:
     from pipeline.backbones.z_image import ZImageBackbone
 
     return ZImageBackbone
 
 
-FAMILIES = {"FluxPipeline": _flux, "QwenImagePipeline": _qwen_image, "ZImagePipeline": _z_image}
+FAMILIES: dict[str, Callable[[], type[StockBackbone]]] = {
+    "FluxPipeline": _flux,
+    "QwenImagePipeline": _qwen_image,
+    "ZImagePipeline": _z_image,
+}
 """What imports a family, by the pipeline class that model_index.json names."""
 
 
@@ -58,7 +67,7 @@ def load(
     quantization: str = "none",
     loras: Sequence[Lora] = (),
     offload: bool = False,
-) -> Backbone:
+) -> StockBackbone:
     """The backbone of a diffusers pipeline directory.
 
     Args:
@@ -83,7 +92,7 @@ def load(
     return made_of(Path(path), resolve_device(device), tuple(parts), DTYPES[dtype], quantization, loras, offload)
 
 
-def family(path: str | Path) -> type[Backbone]:
+def family(path: str | Path) -> type[StockBackbone]:
     """The family of a diffusers pipeline directory.
 
     Raises:

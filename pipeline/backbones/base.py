@@ -1,7 +1,7 @@
 """What the pipeline asks of a model family."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,17 @@ class Backbone(Protocol):
     back lies on the backbone's, but for a conditioning, which lies on the CPU.
     """
 
-    family: str
-    transformer: nn.Module
-    """Frozen and in eval mode. Adapters are injected into it."""
+    family: ClassVar[str]
     dtype: torch.dtype
     device: torch.device
     home: torch.device
     """Where weights wait that are not at work: `device` itself, or main memory for a backbone that offloads."""
-    lora_targets: dict[str, list[str]]
+    lora_targets: ClassVar[dict[str, list[str]]]
     """Module name suffixes by set: "attention" (the projections of the image stream), "all" (every linear layer)."""
+
+    @property
+    def transformer(self) -> nn.Module:
+        """Frozen and in eval mode. Adapters are injected into it."""
 
     def schedule(self, height: int, width: int) -> Schedule:
         """The noise levels of the model's own scheduler for images of height x width pixels."""

@@ -36,7 +36,7 @@ def config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
 
 def replace_weight(layer: nn.Linear, weight: Tensor, kind: str) -> None:
     """Gives a quantised layer the weight `weight`, quantised alike."""
-    old = layer.weight
+    old: Any = layer.weight
     if kind == "nf4":
         settings = {name: getattr(old, name) for name in ("quant_type", "blocksize", "compress_statistics")}
         layer.weight = type(old)(weight.cpu(), requires_grad=False, **settings).to(old.device)

@@ -74,7 +74,9 @@ class Arm:
     @property
     def workload(self) -> tuple[int, tuple[int | None, ...]]:
         """What its cost depends on: forwards per step, and which steps share an adapter, numbered as they appear."""
-        places = {name: place for place, name in enumerate(dict.fromkeys(filter(None, self.plan.adapters)))}
+        places: dict[str | None, int] = {
+            name: place for place, name in enumerate(dict.fromkeys(filter(None, self.plan.adapters)))
+        }
         return forwards(self.true_cfg_scale), tuple(places.get(name) for name in self.plan.adapters)
 
 
@@ -243,7 +245,7 @@ def check_swaps(swaps: Sequence[str]) -> None:
 
 def control_adapters(controls: Sequence[str]) -> dict[str, tuple[str, str]]:
     """The adapters of each control, in the order of `RECIPES`; raises as `build` does."""
-    known = {recipe.name: recipe.adapters for recipe in RECIPES if recipe.control}
+    known = {recipe.name: recipe.adapters for recipe in RECIPES if recipe.control and recipe.adapters}
     for name in controls:
         names.check("train_controls.arms", name, known, "be among")
     return {name: adapters for name, adapters in known.items() if name in controls}
@@ -251,7 +253,7 @@ def control_adapters(controls: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def _arm(recipe: Recipe, setting: Setting) -> Arm:
     if recipe.levels is None:
-        acting = dict(zip(PHASES, recipe.adapters, strict=True))
+        acting: dict[str | None, str] = dict(zip(PHASES, recipe.adapters or (), strict=True))
         plan = replace(setting.student, adapters=tuple(acting[phase] for phase in setting.student.adapters))
     else:
         plan = fixed_plan(setting.schedule.sigmas(recipe.levels(setting)))

@@ -44,7 +44,7 @@ def value_cell(measure: Column, value: float | None) -> str:
 
 def ratio_cells(ratio: float | None, low: float | None, high: float | None, arm: str, full: float) -> list[str]:
     """The two cells of a ratio to the teacher: in words, and as a bar."""
-    if ratio is None:
+    if ratio is None or low is None or high is None:
         return [DASH, DASH]
     chip = tag("span", text(percent(ratio)), css=f"chip {grade(ratio)}")
     return [chip + tag("span", text(between(low, high)), css="range"), figures.bar(ratio, low, high, arm, full)]

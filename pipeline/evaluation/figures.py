@@ -109,7 +109,9 @@ def over_nfe(
     x = Axis(min(costs) * 0.8, max(costs) * 1.3, LEFT, WIDTH - RIGHT, log=True)
     y = Axis(low, high, height - BOTTOM, TOP, log)
 
-    marks, places, taken = [], {}, []
+    marks: list[str] = []
+    places: dict[str, tuple[float, float]] = {}
+    taken: list[tuple[float, float, float]] = []
     for nfe in costs:
         group = sorted((p for p in points if p.x == nfe), key=lambda p: y(p.y))
         side = 1 if x(nfe) < (x.start + x.end) * 0.6 else -1  # labels go where there is room
@@ -119,9 +121,9 @@ def over_nfe(
         for i, (point, label_y) in enumerate(zip(group, labels, strict=True)):
             at = x(nfe) + side * 9.0 * (i % (fan + 1))  # side by side, so that intervals can be told apart
             places[point.label] = (at, y(point.y))
-            span = sorted((text_x, text_x + side * LETTER * len(point.label)))
-            label_y = _free(span, label_y, taken, y.end + 4, y.start - 4)
-            taken.append((*span, label_y))
+            first, last = sorted((text_x, text_x + side * LETTER * len(point.label)))
+            label_y = _free((first, last), label_y, taken, y.end + 4, y.start - 4)
+            taken.append((first, last, label_y))
             marks += _mark(point, at, y, text_x, label_y, side)
     connected = sorted(places[label] for label in curve if label in places)
     frame = _frame(x, y, "forwards per image (NFE)", y_label, costs, y_text)

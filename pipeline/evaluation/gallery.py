@@ -19,7 +19,7 @@ def gallery(titles: Sequence[str], rows: Sequence[Row]) -> str:
     """
     articles = []
     for row in rows:
-        verdict = row.passed or [None] * len(titles)
+        verdict: Sequence[bool | None] = row.passed or [None] * len(titles)
         shots = (_shot(*shown, row.caption) for shown in zip(titles, row.images, verdict, strict=True))
         height, width = row.images[0].shape[:2]
         style = f"--ratio:{width}/{height}"

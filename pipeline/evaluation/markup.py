@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 VOID = frozenset({"img", "meta", "line", "circle", "rect", "polyline"})  # written without an end tag's content
 
@@ -49,6 +50,6 @@ def table(label: str, heads: Sequence[Sequence[str]], rows: Sequence[str]) -> st
     return tag("div", inner, css="scroll", tabindex=0, role="region", aria_label=label)
 
 
-def column(name: str, **attributes: object) -> str:
+def column(name: str, **attributes: Any) -> str:
     """The head of a column."""
     return tag("th", text(name), scope="col", **attributes)

@@ -65,15 +65,15 @@ def ssim(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
         raise ValueError(f"ssim needs images of at least {SSIM_WINDOW} pixels a side, got {images.shape[1:3]}")
     offset = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-(offset**2) / (2 * SSIM_SIGMA**2))
-    window = (window / window.sum()).tolist()
+    weights: list[float] = (window / window.sum()).tolist()
     c1, c2 = SSIM_K1**2, SSIM_K2**2
 
     def blur(planes: torch.Tensor) -> torch.Tensor:
         for dim in (1, 2):  # shifted sums: many times faster on a CPU than a convolution of single channels
             length = planes.shape[dim] - SSIM_WINDOW + 1
-            total = window[0] * planes.narrow(dim, 0, length)
+            total = weights[0] * planes.narrow(dim, 0, length)
             for tap in range(1, SSIM_WINDOW):
-                total.add_(planes.narrow(dim, tap, length), alpha=window[tap])
+                total.add_(planes.narrow(dim, tap, length), alpha=weights[tap])
             planes = total
         return planes
 

@@ -93,7 +93,7 @@ def _mark(draw: ImageDraw.ImageDraw, x: int, y: int, passed: bool) -> None:
         draw.line([(x - 4, y + 4), (x + 4, y - 4)], PAPER, 2)
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The text, cut with an ellipsis to fit `width` pixels."""
     if font.getlength(text) <= width:
         return text

@@ -131,7 +131,8 @@ def _arms(content: Content) -> str:
         row, cells = metrics[arm.name], []
         for measure in TABLE:
             if measure is SCENES.main:
-                cells += ratio_cells(*(row[key] for key in measure.keys), kind(arm.name), full)
+                ratio, low, high = (row[key] for key in measure.keys)
+                cells += ratio_cells(ratio, low, high, kind(arm.name), full)
             else:
                 cells.append(value_cell(measure, row[measure.key]))
         rows.append(_row(arm, cells, question=True))

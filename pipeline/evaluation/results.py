@@ -56,7 +56,7 @@ def _named(name: str, estimate: Estimate) -> dict[str, float | None]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def task_scores(passed: np.ndarray | None, tasks: Sequence[str] | None) -> dict[str, dict[str, float | int]]:
+def task_scores(passed: np.ndarray | None, tasks: Sequence[str] | None) -> dict[str, dict[str, float | None]]:
     """Score per task with Wilson's interval; {} where no checker reads the images.
 
     Args:
@@ -65,7 +65,7 @@ def task_scores(passed: np.ndarray | None, tasks: Sequence[str] | None) -> dict[
     """
     if passed is None or tasks is None:
         return {}
-    scores = {}
+    scores: dict[str, dict[str, float | None]] = {}
     for task in dict.fromkeys(tasks):
         of_task = passed[np.array(tasks) == task]
         estimate = retention.proportion(of_task)
@@ -86,7 +86,7 @@ def comparisons(
             metric: retention.difference_of_means(getattr(student, metric), getattr(other, metric), resamples, seed)
             for metric in ("psnr", "ssim")
         }
-        if student.passed is not None:
+        if student.passed is not None and other.passed is not None:
             gaps["score"] = retention.difference_of_means(student.passed, other.passed, resamples, seed)
         result[name] = {metric: asdict(gap) for metric, gap in gaps.items()}
     return result

@@ -79,15 +79,17 @@ def draws(prompts: Sequence[str], seed: int, batch: int, diversity_prompts: int,
     )
 
 
-Images = Callable[[Arm | ShownArm, Shard], np.ndarray]
+Images = Callable[[ShownArm, Shard], np.ndarray]
 """A shard's images of an arm, uint8 (B, H, W, 3)."""
+Making = Callable[[Arm, Shard], np.ndarray]
+"""What makes them."""
 
 
-def pick(images: Images, arm: Arm | ShownArm, among: Sequence[Shard], indices: Sequence[int]) -> list[np.ndarray]:
+def pick(images: Images, arm: ShownArm, among: Sequence[Shard], indices: Sequence[int]) -> list[np.ndarray]:
     """The images of single prompts, uint8 (H, W, 3) each, in the order of `indices` into the prompts of `among`."""
     starts = np.cumsum([0, *(len(shard.prompts) for shard in among)])
     places = [int(np.searchsorted(starts, index, side="right")) - 1 for index in indices]
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for place in sorted(set(places)):
         made = images(arm, among[place])
         found |= {i: made[i - starts[place]].copy() for i, p in zip(indices, places, strict=True) if p == place}
@@ -102,7 +104,7 @@ class Store:
     """
 
     def __init__(
-        self, make: Images, origin: Mapping, adapter_digests: Mapping[str, str], folder: Path | None = None
+        self, make: Making, origin: Mapping, adapter_digests: Mapping[str, str], folder: Path | None = None
     ) -> None:
         """
         Args:

@@ -34,21 +34,22 @@ def side_by_side(images: ImageSet, passed: Passed, count: int) -> list[Row]:
 
 def failures(images: ImageSet, passed: Passed) -> list[Row]:
     """The first prompts that the teacher gets right and the student does not, across the arms of FAILURE_ARMS."""
-    if passed[REFERENCE] is None:
+    teacher, student = passed[REFERENCE], passed[PRODUCT]
+    if teacher is None or student is None:
         return []
-    failed = np.flatnonzero(passed[REFERENCE] & ~passed[PRODUCT])[:MAX_FAILURES].tolist()
+    failed = np.flatnonzero(teacher & ~student)[:MAX_FAILURES].tolist()
     return _rows(images, passed, FAILURE_ARMS, failed)
 
 
 def _rows(images: ImageSet, passed: Passed, names: Sequence[str], indices: Sequence[int]) -> list[Row]:
     by_name, prompts = {arm.name: arm for arm in images.arms}, images.prompts
     columns = [samples.pick(images.images, by_name[name], images.draws.prompts, indices) for name in names]
-    scored = passed[REFERENCE] is not None
+    verdicts = [passed[name] for name in names]
     return [
         Row(
             prompts[index],
             [column[i] for column in columns],
-            [bool(passed[name][index]) for name in names] if scored else None,
+            [bool(verdict[index]) for verdict in verdicts if verdict is not None] or None,
         )
         for i, index in enumerate(indices)
     ]

@@ -38,7 +38,8 @@ class Timing:
     @cached_property
     def timed_as(self) -> dict[str, str]:
         """Arms that do an earlier one's work, step by step and with adapters of its shapes, to the name of that one."""
-        first, timed_as = {}, {}
+        first: dict[str, str] = {}
+        timed_as: dict[str, str] = {}
         for arm in self.given.arms:
             names = dict.fromkeys(filter(None, arm.plan.adapters))
             shapes = [{key: tensor.shape for key, tensor in self.given.states[name].items()} for name in names]

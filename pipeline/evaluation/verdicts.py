@@ -31,7 +31,8 @@ def verdicts(metrics: Mapping, arms: Sequence[ShownArm]) -> list[tuple[str, str]
             if place is not None:
                 places[place].append(column.title)
         used = [place for place, labels in places.items() if labels]
-        outcome = {(AHEAD,): "won", (BEHIND,): "lost"}.get(tuple(used), "open")
+        outcomes: dict[tuple[str, ...], str] = {(AHEAD,): "won", (BEHIND,): "lost"}
+        outcome = outcomes.get(tuple(used), "open")
         words = "; ".join(f"{place} in {', '.join(places[place])}" for place in used)
         found.append((outcome, f"Against “{titles[name]}” ({metrics['arms'][name]['nfe']} forwards): {words}."))
     return found

@@ -50,7 +50,9 @@ def apply(name: str, path: str | Path = "params.yaml") -> list[Change]:
     lines, column = text.splitlines(), _comment_column(text)
     for section, key, value in changes:
         row, start = content[section].lc.value(key)
-        _, comment = _VALUE.fullmatch(lines[row][start:]).groups(default="")
+        found = _VALUE.fullmatch(lines[row][start:])
+        assert found is not None, "a value that the parser has read"
+        _, comment = found.groups(default="")
         line = lines[row][:start] + _scalar(value)
         lines[row] = f"{line.ljust(column - 1)} {comment.strip()}" if comment else line
     text = "\n".join(lines) + "\n"

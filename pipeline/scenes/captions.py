@@ -178,7 +178,7 @@ def sample(split_name: str, count: int, seed: int) -> list[str]:
     available = sum(map(len, queues.values()))
     if not 1 <= count <= available:
         raise ValueError(f"prompts must be between 1 and {available} for the {split_name} captions, got {count}")
-    chosen = []
+    chosen: list[str] = []
     while len(chosen) < count:
         # Richest task first, so that the first captions of a small draw say most.
         for name in reversed(TASKS):

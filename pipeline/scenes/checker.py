@@ -139,7 +139,7 @@ def _agrees(reading: Reading, caption: Caption) -> bool:
     things = [by_shape[subject.shape] for subject in wanted]
     if any(s.color not in (None, t.color) for s, t in zip(wanted, things, strict=True)):
         return False
-    return caption.relation is None or _related(*things, caption.relation)
+    return caption.relation is None or _related(things[0], things[1], caption.relation)
 
 
 def _related(first: Found, second: Found, relation: str) -> bool:

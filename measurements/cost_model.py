@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu import MODELS, ROOT, conditioning, write_configs
+from measurements.gpu import MODELS, ROOT, conditioning, write_configs
 from pipeline import backbones, params, presets
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.evaluation import arms

@@ -1,17 +1,18 @@
-"""The benchmarks run anywhere on little models, and write their tables."""
+"""The measurements run anywhere on little models, and write their tables."""
 
 import json
 
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import errors, gpu, handoff
+from measurements import errors, gpu, handoff
 from pipeline import params
 from tests.published import write_bundle
 from tests.tiny import make_tiny_flux
 
 
-def test_the_benchmark_measures_a_small_model_and_adds_to_the_table(tmp_path):
+@pytest.mark.slow  # times a model of normal width
+def test_gpu_measures_a_small_model_and_adds_to_the_table(tmp_path):
     options = ["--model", "qwen-image", "--small", "--pixels", "32", "--repeats", "1", "--device", "cpu"]
     for _ in range(2):
         result = CliRunner().invoke(gpu.main, [*options, "--docs", str(tmp_path)])

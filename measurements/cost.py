@@ -1,10 +1,10 @@
 """What recording, training and evaluating take on this machine, and what that says of larger models.
 
-    python -m benchmarks.cost                # the shipped teacher: about three minutes on two quiet cores
-    python -m benchmarks.cost --quick        # seconds of each, to see that it runs
+    python -m measurements.cost              # the shipped teacher: about three minutes on two quiet cores
+    python -m measurements.cost --quick      # seconds of each, to see that it runs
 
-Everything timed is the pipeline's own code. The figures go to docs/cost.json, the page and its plot, which are made of
-them alone, to docs/cost.md and docs/cost.png.
+Everything timed is the pipeline's own code. The figures go to docs/measured/cost.json, the page and its plot, which are
+made of them alone, to cost.md and cost.png beside it.
 """
 
 import resource
@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import cost_page
-from benchmarks.cost_model import GUIDANCE, Flops, count, published_work, work
-from benchmarks.gpu import DOCS, MODELS, ROOT, machine_name, random_adapter, seconds
+from measurements import cost_page
+from measurements.cost_model import GUIDANCE, Flops, count, published_work, work
+from measurements.gpu import DOCS, MODELS, ROOT, machine_name, random_adapter, seconds
 from pipeline import artifacts, backbones, params, training
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms, exam, frechet, latency, metrics

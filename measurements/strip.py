@@ -1,0 +1,133 @@
+"""docs/strip.png: one image of the teacher over one of the student for six captions, and what an image costs.
+
+    python -m measurements.strip        # after `dvc repro`: artifacts/bundle and artifacts/evaluation/metrics.json
+
+The captions are the first held-out one of each task and the seeds are the evaluation's, so nobody chose the pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from measurements.gpu import ROOT
+from pipeline import artifacts, backbones, export, params, schedule
+from pipeline.backbones import base
+from pipeline.backbones.base import Backbone
+from pipeline.evaluation import prompts
+from pipeline.evaluation.pictures import INK, PAPER
+from pipeline.export import Bundle
+from pipeline.sampling import euler
+
+SCALE = 3  # pixels of the strip for a pixel of an image, so that small images stay sharp
+GAP = 16  # pixels between images
+LABEL = 190  # pixels of the labels' column
+CAPTION = 76  # pixels above the images: captions of up to three lines
+SOFT = (107, 103, 98)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the strip.
+
+    Attributes:
+        title: Who made the images.
+        nfe: Forwards per image.
+        latency_ms: Of one image at batch 1, text encoding and decoding included.
+        images: uint8 (N, H, W, 3).
+    """
+
+    title: str
+    nfe: int
+    latency_ms: float
+    images: np.ndarray
+
+    @property
+    def cost(self) -> str:
+        """The forwards, and the seconds with two digits that count: 0.29, 0.031, 12."""
+        seconds = self.latency_ms / 1000
+        digits = max(0, 1 - int(np.floor(np.log10(seconds))))
+        return f"{self.nfe} forwards\n{seconds:.{digits}f} s an image"
+
+
+def first_of_each(tasks: Sequence[str]) -> list[int]:
+    """Where each task comes first, in the order of their appearance."""
+    return [tasks.index(task) for task in dict.fromkeys(tasks)]
+
+
+def draw(captions: Sequence[str], lines: Sequence[Line]) -> Image.Image:
+    """Captions across, lines down, the cost beside each line."""
+    height, width = (SCALE * pixels for pixels in lines[0].images.shape[1:3])
+    size = LABEL + len(captions) * (width + GAP), CAPTION + len(lines) * (height + GAP)
+    canvas = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(canvas)
+    small, large = ImageFont.load_default(20), ImageFont.load_default(26)
+    for column, caption in enumerate(captions):
+        place = LABEL + column * (width + GAP) + width // 2, CAPTION - GAP // 2
+        pen.multiline_text(place, wrap(caption, small, width), INK, small, anchor="md", align="center")
+    for row, line in enumerate(lines):
+        top = CAPTION + row * (height + GAP)
+        pen.text((GAP, top + height // 2 - 48), line.title, INK, large)
+        pen.multiline_text((GAP, top + height // 2 - 8), line.cost, SOFT, small, spacing=6)
+        for column, image in enumerate(line.images):
+            shown = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(shown, (LABEL + column * (width + GAP), top))
+    return canvas
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text in lines of at most `width` pixels; a longer word has a line of its own."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width or not lines[-1] else [*lines, word]
+    return "\n".join(lines)
+
+
+def teacher_images(backbone: Backbone, bundle: Bundle, captions: list[str], seeds: list[int]) -> np.ndarray:
+    """The teacher's images, uint8 (N, H, W, 3), from the noise that `export.generate` gives the student."""
+    guidance, grid = bundle.guidance, backbone.grid(bundle.height, bundle.width)
+    positive = backbone.encode(captions, bundle.max_sequence_length)
+    negative = base.repeat(backbone.encode([guidance.negative_prompt], bundle.max_sequence_length), len(captions))
+    fields = [base.field(backbone, texts, guidance.guidance_scale, grid) for texts in (positive, negative)]
+    velocity = backbone.guide(*fields, guidance.teacher_true_cfg_scale)
+    sigmas = backbone.schedule(bundle.height, bundle.width).sigmas(schedule.base_levels(bundle.teacher_steps))
+    x = euler(velocity, backbone.noise(seeds, bundle.height, bundle.width), sigmas)
+    return backbone.decode(x, bundle.height, bundle.width).numpy()
+
+
+@click.command()
+@click.option("--project", default=ROOT, show_default=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--out", default=ROOT / "docs" / "strip.png", show_default=True, type=click.Path(path_type=Path))
+def main(project: Path, out: Path) -> None:
+    """Draws the strip of a project's bundle."""
+    settings = params.load(project / "params.yaml")
+    bundle = Bundle.load(project / artifacts.BUNDLE)
+    measured = artifacts.read_json(project / artifacts.EVALUATION / "metrics.json")["arms"]
+    teacher, evaluation = settings.teacher, settings.evaluation
+    exam = prompts.exam(None, evaluation.prompts, evaluation.seed, teacher.height, teacher.width)
+    if exam.tasks is None:
+        raise click.ClickException(f"the strip shows a caption of each task: {exam.unscored}")
+    chosen = first_of_each(exam.tasks)
+    captions, seeds = [exam.prompts[i] for i in chosen], [evaluation.seed + i for i in chosen]
+    backbone = backbones.load(project / teacher.path, "cpu", dtype=teacher.dtype, loras=teacher.loras)
+    with torch.inference_mode():
+        made = {
+            "teacher": teacher_images(backbone, bundle, captions, seeds),
+            "student": export.generate(backbone, bundle, captions, seeds).numpy(),
+        }
+    lines = [
+        Line(name.capitalize(), measured[name]["nfe"], measured[name]["latency_ms_batch1"], images)
+        for name, images in made.items()
+    ]
+    with artifacts.atomic_file(out) as partial:
+        draw(captions, lines).save(partial, "PNG", optimize=True)
+    click.echo(out)
+
+
+if __name__ == "__main__":
+    main()
