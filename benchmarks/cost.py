@@ -105,8 +105,13 @@ class Bench:
     def trained(self, cache: Path, batch: int, steps: int, pixels: int) -> list[dict]:
         """Trains as `train_slow` does; a row of all steps after the first, and one of the first half of these."""
         settings = Settings.of(self.shipped.training, self.shipped.train_slow)
-        settings = replace(settings, batch=batch, train_steps=steps + 1, checkpoint_every=10**6)
-        job = Job("slow", ((0, 1), (1, 2), (2, 3)), settings, GUIDANCE, self.shipped.student.true_cfg_scale)
+        job = Job(
+            name="slow",
+            steps=((0, 1), (1, 2), (2, 3)),
+            settings=replace(settings, batch=batch, train_steps=steps + 1),
+            guidance_scale=GUIDANCE,
+            true_cfg_scale=self.shipped.student.true_cfg_scale,
+        )
         times = []
         for _ in training.train(self.backbone, Trajectories(cache, verify=False), job):
             times.append(self.clock())

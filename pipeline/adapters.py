@@ -24,7 +24,9 @@ PEFT_PREFIX = "base_model.model."
 DIFFUSERS_PREFIX = "transformer."
 
 
-def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, seed: int) -> LoraConfig:
+def add(
+    backbone: Backbone, name: str, rank: int, alpha: float, targets: str, seed: int, key: str = "training.targets"
+) -> LoraConfig:
     """Puts a new adapter on the backbone, active and the only thing that trains; it changes nothing yet.
 
     A ~ N(0, 1 / rank^2) as in the official recipe, drawn on the CPU module by module in the order of their names;
@@ -37,13 +39,14 @@ def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, se
         alpha: The delta is (alpha / rank) B A.
         targets: A key of `backbone.lora_targets`.
         seed: Of A.
+        key: The parameter that `targets` comes from, for the message.
 
     Raises:
         ValueError: `targets` is no such key.
     """
     if targets not in backbone.lora_targets:
         known = ", ".join(backbone.lora_targets)
-        raise ValueError(f"training.targets must be one of {known} for {backbone.family}, got {targets!r}")
+        raise ValueError(f"{key} must be one of {known} for {backbone.family}, got {targets!r}")
     suffixes = tuple(f".{suffix}" for suffix in backbone.lora_targets[targets])
     modules = backbone.transformer.named_modules()
     foreign = [path for path, module in modules if f".{path}".endswith(suffixes) and not _linear(module)]

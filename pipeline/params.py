@@ -92,7 +92,6 @@ class TrainingParams:
     batch: int = _number(at_least=1)
     anchor_batch: int = _number(at_least=1)
     precision: str = _text(r"bf16|fp32", "be bf16 or fp32")
-    checkpoint_every: int = _number(at_least=1)
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,7 @@ class RuntimeParams:
 
     device: str = _text(r"auto|cpu|cuda(:\d+)?", "be auto, cpu or cuda")
     threads: int = _number(at_least=0)
+    checkpoint_every: int = _number(at_least=1)
     gradient_checkpointing: bool
     offload: bool
 

@@ -113,7 +113,8 @@ def test_anchors_change_what_is_learnt_and_flow_matching_has_none(recorded, cach
 
 def test_other_anchors_are_another_checkpoint(recorded, tmp_path):
     job = make_job(recorded)
-    keys = {jobs.key(job, recorded.trajectories), jobs.key(job, recorded.trajectories, recorded.anchors)}
+    key = training.checkpoint_key
+    keys = {key(job, recorded.trajectories), key(job, recorded.trajectories, recorded.anchors)}
     artifacts.write_json(tmp_path / "index.json", {})
-    keys.add(jobs.key(job, recorded.trajectories, tmp_path))
+    keys.add(key(job, recorded.trajectories, tmp_path))
     assert len(keys) == 3

@@ -1,0 +1,6 @@
+"""The choices of training.objective: a new one is a file of this package and a line of the table."""
+
+from pipeline.objectives.base import Objective
+from pipeline.objectives.regression import FLOW, TRAJECTORY
+
+OBJECTIVES: dict[str, Objective] = {"trajectory": TRAJECTORY, "flow": FLOW}
