@@ -142,8 +142,16 @@ class Bench:
         for pixels in self.sizes[1::2]:
             schedule = backbone.schedule(pixels, pixels)
             student = two_phase_plan(compute(self.shipped, schedule))
-            scales = teacher.true_cfg_scale, self.shipped.student.true_cfg_scale
-            every = arms.build(arms.Setting(schedule, teacher.steps, student, *scales, (), ()))
+            conditions = arms.Conditions(
+                schedule=schedule,
+                teacher_steps=teacher.steps,
+                student=student,
+                teacher_scale=teacher.true_cfg_scale,
+                student_scale=self.shipped.student.true_cfg_scale,
+                rivals=(),
+                swaps=(),
+            )
+            every = arms.build(conditions)
             chosen = [arm for arm in every if arm.name in TIMED]
             how = pixels, pixels, teacher.max_sequence_length, teacher.guidance_scale, teacher.negative_prompt
             sampler = Sampler(backbone, weights, *how)

@@ -112,6 +112,20 @@ class ControlsParams:
 
 
 @dataclass(frozen=True)
+class OfficialParams:
+    """The paper's own training, one of train_controls.arms."""
+
+    objective: str = _text(r".+", "name an objective")
+    rank: int = _number(at_least=1)
+    alpha: float = _number(above=0)
+    targets: str = _text(r".+", "name a set of modules")
+    batch: int = _number(at_least=1)
+    learning_rate: float = _number(above=0, at_most=1)
+    train_steps: int = _number(at_least=1)
+    samples: int = _number(at_least=1)
+
+
+@dataclass(frozen=True)
 class StudentParams:
     """How the student is run."""
 
@@ -165,6 +179,7 @@ class Params:
     train_slow: PhaseParams
     train_fast: PhaseParams
     train_controls: ControlsParams
+    official: OfficialParams
     student: StudentParams
     evaluation: EvaluationParams
     register: RegisterParams

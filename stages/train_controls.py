@@ -1,6 +1,6 @@
 """Trains the adapters that only the comparison needs."""
 
-from pipeline import artifacts, controls, training
+from pipeline import artifacts, rivals, training
 from pipeline.params import Params
 from pipeline.training_data import TrainingData
 from stages import progress, stage_command
@@ -10,7 +10,7 @@ from stages import progress, stage_command
 def main(params: Params) -> None:
     """Trains what the comparison needs beside the pair; a killed run goes on from its last checkpoint."""
     data = TrainingData.load()
-    jobs = {job.name: job for job in controls.jobs(params, data)}
+    jobs = {job.name: job for job in rivals.jobs(params, data)}
     training.to_artifact(artifacts.TRAIN_CONTROLS, jobs, data, params, progress)
 
 

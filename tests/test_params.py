@@ -60,6 +60,8 @@ def test_exponents_without_a_dot_are_numbers_as_in_dvc(tmp_path):
         ("teacher.negative_prompt", None, "teacher.negative_prompt must be a text, got None"),
         ("trajectories.prompts_file", 3, "trajectories.prompts_file must be a text or null, got 3"),
         ("training.precision", "fp8", "training.precision must be bf16 or fp32, got 'fp8'"),
+        ("official.samples", 0, "official.samples must be at least 1, got 0"),
+        ("official.objective", "", "official.objective must name an objective, got ''"),
         ("runtime.checkpoint_every", 0, "runtime.checkpoint_every must be at least 1, got 0"),
         ("train_controls.arms", "single", "train_controls.arms must be a list of texts, got 'single'"),
         ("trajectories.stride", 3, "trajectories.stride must divide teacher.steps = 50, got 3"),

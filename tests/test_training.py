@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import adapters, artifacts, backbones, batches, controls, jobs, phases, training, velocities
+from pipeline import adapters, artifacts, backbones, batches, jobs, phases, training, velocities
 from pipeline import precision as arithmetic
 from pipeline.backbones.base import concat, index, repeat
 from pipeline.objectives import OBJECTIVES, Objective, regression
@@ -357,26 +357,6 @@ def test_history_files(tmp_path):
     rows = list(csv.DictReader((tmp_path / "many.csv").open()))
     assert [row["arm"] for row in rows] == ["single", "official_slow", "official_slow"]
     assert (tmp_path / "none.csv").read_text() == "arm,train_step,loss,learning_rate\n"
-
-
-def test_the_controls_have_the_budgets_that_their_names_promise(recorded):
-    rates = {"train_slow": 1e-3, "train_fast": 3e-3}
-    phases = {name: replace(getattr(recorded.params, name), learning_rate=rate) for name, rate in rates.items()}
-    params = replace(recorded.params, **phases)
-    single, slow, fast = controls.jobs(params, recorded.loaded())
-    assert [job.name for job in (single, slow, fast)] == ["single", "official_slow", "official_fast"]
-    assert single.steps == recorded.partition.slow.pairs + recorded.partition.fast.pairs
-    assert (single.settings.train_steps, single.settings.learning_rate) == (16, pytest.approx(2e-3))
-    assert (slow.settings.objective, slow.settings.train_steps, slow.trajectories) == ("flow", 60, 1)
-    assert (slow.steps, fast.steps) == (recorded.partition.slow.pairs, recorded.partition.fast.pairs)
-
-
-def test_no_controls_and_unknown_controls(recorded):
-    none = replace(recorded.params, train_controls=replace(recorded.params.train_controls, arms=()))
-    assert controls.jobs(none, recorded.loaded()) == []
-    odd = replace(recorded.params, train_controls=replace(recorded.params.train_controls, arms=("double",)))
-    with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'double'"):
-        controls.jobs(odd, recorded.loaded())
 
 
 def kill_in_training(folder: Path, stage: str) -> None:

@@ -30,7 +30,16 @@ FAILURE_ARMS = (REFERENCE, "base_guided", PRODUCT)
 MAX_FAILURES = 12  # failures of the student that the report shows
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "numpy")
 HIDDEN_SECTIONS = ("register", "runtime")  # parameters that change nothing the report shows
-STAGE_SECTIONS = ("trajectories", "partition", "training", "train_slow", "train_fast", "train_controls", "student")
+STAGE_SECTIONS = (
+    "trajectories",
+    "partition",
+    "training",
+    "train_slow",
+    "train_fast",
+    "train_controls",
+    "official",
+    "student",
+)
 
 
 class Comparison:
@@ -51,14 +60,14 @@ class Comparison:
         teacher, settings = params.teacher, params.evaluation
         self.inputs, self.exam, self.params = inputs, exam, params
         self.arms = arms.build(
-            arms.Setting(
-                inputs.backbone.schedule(teacher.height, teacher.width),
-                teacher.steps,
-                inputs.bundle.plan(inputs.backbone),
-                teacher.true_cfg_scale,
-                inputs.bundle.guidance.student_true_cfg_scale,
-                inputs.controls,
-                settings.swaps,
+            arms.Conditions(
+                schedule=inputs.backbone.schedule(teacher.height, teacher.width),
+                teacher_steps=teacher.steps,
+                student=inputs.bundle.plan(inputs.backbone),
+                teacher_scale=teacher.true_cfg_scale,
+                student_scale=inputs.bundle.guidance.student_true_cfg_scale,
+                rivals=inputs.controls,
+                swaps=settings.swaps,
             )
         )
         self.draws = measure.draws(

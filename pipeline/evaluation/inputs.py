@@ -10,9 +10,9 @@ import pandas as pd
 
 from pipeline import adapters, artifacts, backbones, loras
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation.arms import control_adapters
 from pipeline.export import MANIFEST, PHASES, Bundle, bundle_digest
 from pipeline.params import Params
+from pipeline.rivals import chosen
 
 History = list[tuple[int, float]]
 """(train_step, loss)."""
@@ -42,7 +42,7 @@ def of_stages(params: Params) -> Source:
         ValueError: A control is unknown.
     """
     found = histories(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
-    return Source(artifacts.BUNDLE, tuple(control_adapters(params.train_controls.arms)), found, True)
+    return Source(artifacts.BUNDLE, tuple(chosen(params.train_controls.arms)), found, True)
 
 
 def of_bundle(params: Params, folder: Path) -> Source:
@@ -51,13 +51,14 @@ def of_bundle(params: Params, folder: Path) -> Source:
     Raises:
         ValueError: The folder holds no bundle, or a control is unknown.
     """
-    bundle, known = Bundle.load(folder), control_adapters(params.train_controls.arms)
+    bundle, known = Bundle.load(folder), chosen(params.train_controls.arms)
     own = Bundle.load(artifacts.BUNDLE) if (artifacts.BUNDLE / MANIFEST).is_file() else None
     if own is None or not _run_alike(own, bundle):
         return Source(folder, (), {}, False)
     trained_here = bundle_digest(own.folder) == bundle_digest(folder)
-    controls = tuple(name for name, both in known.items() if all(_is_adapter(_control(adapter)) for adapter in both))
-    shown = {adapter for name in controls for adapter in known[name]} | set(PHASES if trained_here else ())
+    there = {name: all(map(_is_adapter, map(_control, rival.adapters))) for name, rival in known.items()}
+    controls = tuple(name for name in known if there[name])
+    shown = {adapter for name in controls for adapter in known[name].adapters} | set(PHASES if trained_here else ())
     losses = histories(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
     return Source(folder, controls, {name: loss for name, loss in losses.items() if name in shown}, trained_here)
 
@@ -107,8 +108,8 @@ def read(params: Params, source: Source) -> Inputs:
         )
     _check_alike(params, bundle)
     states, files = dict(bundle.states()), {phase: bundle.folder / f"{phase}.safetensors" for phase in PHASES}
-    for control in control_adapters(source.controls).values():
-        for name in dict.fromkeys(control):
+    for rival in chosen(source.controls).values():
+        for name in dict.fromkeys(rival.adapters):
             states[name] = adapters.read(_control(name))[0]
             files[name] = _control(name) / adapters.WEIGHTS
     backbone = backbones.load(
