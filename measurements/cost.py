@@ -105,8 +105,13 @@ class Bench:
     def trained(self, cache: Path, batch: int, steps: int, pixels: int) -> list[dict]:
         """Trains as `train_slow` does; a row of all steps after the first, and one of the first half of these."""
         settings = Settings.of(self.shipped.training, self.shipped.train_slow)
-        settings = replace(settings, batch=batch, train_steps=steps + 1, checkpoint_every=10**6)
-        job = Job("slow", ((0, 1), (1, 2), (2, 3)), settings, GUIDANCE, self.shipped.student.true_cfg_scale)
+        job = Job(
+            name="slow",
+            steps=((0, 1), (1, 2), (2, 3)),
+            settings=replace(settings, batch=batch, train_steps=steps + 1),
+            guidance_scale=GUIDANCE,
+            true_cfg_scale=self.shipped.student.true_cfg_scale,
+        )
         times = []
         for _ in training.train(self.backbone, Trajectories(cache, verify=False), job):
             times.append(self.clock())
@@ -137,8 +142,16 @@ class Bench:
         for pixels in self.sizes[1::2]:
             schedule = backbone.schedule(pixels, pixels)
             student = two_phase_plan(compute(self.shipped, schedule))
-            scales = teacher.true_cfg_scale, self.shipped.student.true_cfg_scale
-            every = arms.build(arms.Setting(schedule, teacher.steps, student, *scales, (), ()))
+            conditions = arms.Conditions(
+                schedule=schedule,
+                teacher_steps=teacher.steps,
+                student=student,
+                teacher_scale=teacher.true_cfg_scale,
+                student_scale=self.shipped.student.true_cfg_scale,
+                rivals=(),
+                swaps=(),
+            )
+            every = arms.build(conditions)
             chosen = [arm for arm in every if arm.name in TIMED]
             how = pixels, pixels, teacher.max_sequence_length, teacher.guidance_scale, teacher.negative_prompt
             sampler = Sampler(backbone, weights, *how)

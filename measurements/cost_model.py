@@ -93,14 +93,14 @@ def work(backbone: Backbone, asked: Params) -> dict[str, int]:
     teacher, settings = asked.teacher, asked.evaluation
     schedule = backbone.schedule(teacher.height, teacher.width)
     compared = arms.build(
-        arms.Setting(
-            schedule,
-            teacher.steps,
-            two_phase_plan(compute(asked, schedule)),
-            teacher.true_cfg_scale,
-            asked.student.true_cfg_scale,
-            tuple(arms.control_adapters(asked.train_controls.arms)),
-            settings.swaps,
+        arms.Conditions(
+            schedule=schedule,
+            teacher_steps=teacher.steps,
+            student=two_phase_plan(compute(asked, schedule)),
+            teacher_scale=teacher.true_cfg_scale,
+            student_scale=asked.student.true_cfg_scale,
+            rivals=asked.train_controls.arms,
+            swaps=settings.swaps,
         )
     )
     nfe = {arm.name: arm.nfe for arm in compared}

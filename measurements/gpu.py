@@ -203,12 +203,17 @@ def train_seconds(backbone: Backbone, trajectories: Trajectories, partition: Par
         batch=1,
         anchor_batch=1,
         precision="bf16",
-        checkpoint_every=10**6,
         learning_rate=1e-4,
         train_steps=steps + 1,
         seed=0,
     )
-    job = Job("slow", trajectories.pairs(partition.u)[: len(partition.slow.steps)], settings, 3.5, 1.0)
+    job = Job(
+        name="slow",
+        steps=trajectories.pairs(partition.u)[: len(partition.slow.steps)],
+        settings=settings,
+        guidance_scale=3.5,
+        true_cfg_scale=1.0,
+    )
     backbone.transformer.enable_gradient_checkpointing()
     times, start = [], time.perf_counter()
     for _ in training.train(backbone, trajectories, job):

@@ -25,7 +25,9 @@ PEFT_PREFIX = "base_model.model."
 DIFFUSERS_PREFIX = "transformer."
 
 
-def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, seed: int) -> LoraConfig:
+def add(
+    backbone: Backbone, name: str, rank: int, alpha: float, targets: str, seed: int, key: str = "training.targets"
+) -> LoraConfig:
     """Puts a new adapter on the backbone, active and the only thing that trains; it changes nothing yet.
 
     A ~ N(0, 1 / rank^2) as in the official recipe, drawn on the CPU module by module in the order of their names;
@@ -38,11 +40,12 @@ def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, se
         alpha: The delta is (alpha / rank) B A.
         targets: A key of `backbone.lora_targets`.
         seed: Of A.
+        key: The parameter that `targets` comes from, for the message.
 
     Raises:
         ValueError: `targets` is no such key.
     """
-    check_targets(targets, backbone)
+    check_targets(targets, backbone, key)
     suffixes = tuple(f".{suffix}" for suffix in backbone.lora_targets[targets])
     modules = backbone.transformer.named_modules()
     foreign = [path for path, module in modules if f".{path}".endswith(suffixes) and not _linear(module)]
@@ -65,9 +68,9 @@ def add(backbone: Backbone, name: str, rank: int, alpha: float, targets: str, se
     return config
 
 
-def check_targets(targets: str, family: Backbone | type[Backbone]) -> None:
-    """Raises ValueError unless the family has modules to adapt under this name."""
-    names.check("training.targets", targets, family.lora_targets, where=f" for {family.family}")
+def check_targets(targets: str, family: Backbone | type[Backbone], key: str = "training.targets") -> None:
+    """Raises ValueError, which names `key`, unless the family has modules to adapt under this name."""
+    names.check(key, targets, family.lora_targets, where=f" for {family.family}")
 
 
 def parameters(transformer: nn.Module, name: str) -> list[nn.Parameter]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import adapters, anchors, backbones, controls, fusing, objectives, params, partition, prompts
+from pipeline import adapters, anchors, backbones, fusing, objectives, params, partition, prompts, rivals
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms
 from pipeline.params import Faults, Params, WrongValue, refusals, require_all
@@ -83,16 +83,25 @@ def _steps(values: Params, teacher: _Teacher) -> None:
 
 
 def _objective(values: Params, teacher: _Teacher) -> None:
-    objectives.check(values.training.objective)
+    require_all(
+        (
+            lambda: objectives.check("training.objective", values.training.objective),
+            lambda: objectives.check("official.objective", values.official.objective),
+        )
+    )
 
 
 def _targets(values: Params, teacher: _Teacher) -> None:
-    adapters.check_targets(values.training.targets, teacher.family)
+    require_all(
+        (
+            lambda: adapters.check_targets(values.training.targets, teacher.family),
+            lambda: adapters.check_targets(values.official.targets, teacher.family, "official.targets"),
+        )
+    )
 
 
 def _controls(values: Params, teacher: _Teacher) -> None:
-    names = values.train_controls.arms
-    require_all(partial(check, [name]) for name in names for check in (controls.check, arms.control_adapters))
+    require_all(partial(rivals.chosen, [name]) for name in values.train_controls.arms)
 
 
 def _swaps(values: Params, teacher: _Teacher) -> None:

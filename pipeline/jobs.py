@@ -1,20 +1,20 @@
 """What is trained: the settings and the student steps of one adapter."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from __future__ import annotations
 
-from pipeline import artifacts, trajectories
-from pipeline.artifacts import code_digest, digest_of, file_digest
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
 from pipeline.params import Params, PhaseParams, TrainingParams
-from pipeline.partition import Partition
-from pipeline.trajectories import INDEX, Trajectories
+
+if TYPE_CHECKING:
+    from pipeline.training_data import TrainingData
 
 Step = tuple[int, int]
 """A student step: its start and its end in the steps of a recording."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How an adapter is trained; the words are those of params.yaml."""
 
@@ -25,18 +25,17 @@ class Settings:
     batch: int
     anchor_batch: int
     precision: str
-    checkpoint_every: int
     learning_rate: float
     train_steps: int
     seed: int
 
     @classmethod
-    def of(cls, training: TrainingParams, phase: PhaseParams) -> "Settings":
+    def of(cls, training: TrainingParams, phase: PhaseParams) -> Settings:
         """The shared settings with one phase's own."""
         return cls(**asdict(training), **asdict(phase))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One adapter to train: everything its bytes depend on, but for the teacher, the trajectories and the code."""
 
@@ -51,45 +50,18 @@ class Job:
     """The same in the anchors' own; () = no anchors."""
     trajectories: int | None = None
     """Train on the first so many trajectories; None = all."""
+    section: str = "training"
+    """The section of params.yaml that names the objective and the targets, for messages."""
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What adapters are trained on, and for which path."""
-
-    partition: Partition
-    trajectories: Trajectories
-    anchors: Trajectories | None
-    """None = there are none."""
-
-    @classmethod
-    def load(cls) -> "Recorded":
-        """What the stages before the trainings wrote. Raises FileNotFoundError and ValueError as their readers do."""
-        partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
-        return cls(partition, Trajectories(artifacts.TRAJECTORIES), trajectories.load(artifacts.ANCHORS))
-
-    def steps(self, *phases: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-        """The student steps of phases in the trajectories' own and in the anchors', () without those.
-
-        Raises:
-            ValueError: A level of the partition was not recorded.
-        """
-        anchored = () if self.anchors is None else self._steps(self.anchors, phases)
-        return self._steps(self.trajectories, phases), anchored
-
-    def _steps(self, recorded: Trajectories, phases: Sequence[str]) -> tuple[Step, ...]:
-        pairs, slow = recorded.pairs(self.partition.u), len(self.partition.slow.steps)
-        parts = {"slow": pairs[:slow], "fast": pairs[slow:]}
-        return tuple(step for phase in phases for step in parts[phase])
-
-
-def of_phase(params: Params, recorded: Recorded, phase: str) -> Job:
-    """The adapter of one phase, "slow" or "fast". Raises as `Recorded.steps` does."""
-    settings = Settings.of(params.training, {"slow": params.train_slow, "fast": params.train_fast}[phase])
-    steps, anchored = recorded.steps(phase)
-    return Job(phase, steps, settings, params.teacher.guidance_scale, params.student.true_cfg_scale, anchored)
-
-
-def key(job: Job, *recordings: Path) -> str:
-    """Digest of what a job's bytes depend on: itself, what was recorded (its index names the teacher), the code."""
-    return digest_of([job, *(file_digest(Path(folder) / INDEX) for folder in recordings), code_digest()])
+def of_phase(params: Params, data: TrainingData, phase: str) -> Job:
+    """The adapter of one phase, "slow" or "fast". Raises as `TrainingData.steps` does."""
+    steps, anchored = data.steps(phase)
+    return Job(
+        name=phase,
+        steps=steps,
+        settings=Settings.of(params.training, {"slow": params.train_slow, "fast": params.train_fast}[phase]),
+        guidance_scale=params.teacher.guidance_scale,
+        true_cfg_scale=params.student.true_cfg_scale,
+        anchored=anchored,
+    )

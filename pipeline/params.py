@@ -98,7 +98,6 @@ class TrainingParams:
     batch: int = _number(at_least=1)
     anchor_batch: int = _number(at_least=1)
     precision: str = _text(r"bf16|fp32", "be bf16 or fp32")
-    checkpoint_every: int = _number(at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +115,20 @@ class ControlsParams:
 
     arms: tuple[str, ...]
     seed: int = _number(at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialParams:
+    """The paper's own training, one of train_controls.arms."""
+
+    objective: str = _text(r".+", "name an objective")
+    rank: int = _number(at_least=1)
+    alpha: float = _number(above=0)
+    targets: str = _text(r".+", "name a set of modules")
+    batch: int = _number(at_least=1)
+    learning_rate: float = _number(above=0, at_most=1)
+    train_steps: int = _number(at_least=1)
+    samples: int = _number(at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +168,7 @@ class RuntimeParams:
 
     device: str = _text(r"auto|cpu|cuda(:\d{1,2})?", "be auto, cpu or cuda")
     threads: int = _number(at_least=0, at_most=4096)
+    checkpoint_every: int = _number(at_least=1)
     gradient_checkpointing: bool
     offload: bool
     cache_limit_gb: float = _number(at_least=0)
@@ -172,6 +186,7 @@ class Params:
     train_slow: PhaseParams
     train_fast: PhaseParams
     train_controls: ControlsParams
+    official: OfficialParams
     student: StudentParams
     evaluation: EvaluationParams
     register: RegisterParams

@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import adapters, artifacts, backbones, batches, objectives, phases, precision
-from pipeline.artifacts import atomic_file, save_torch
-from pipeline.backbones.base import Backbone, Conditioning, repeat
-from pipeline.guidance import Velocity, forwards
-from pipeline.jobs import Job, Recorded, key
+from pipeline import adapters, artifacts, backbones, batches, objectives, precision
+from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest, save_torch
+from pipeline.backbones.base import Backbone
+from pipeline.jobs import Job
 from pipeline.params import Params
 from pipeline.progress import Progress
-from pipeline.trajectories import Trajectories
+from pipeline.training_data import TrainingData
+from pipeline.trajectories import INDEX, Trajectories
+from pipeline.velocities import Velocities
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -29,6 +30,21 @@ class TrainStep:
     train_step: int
     loss: float
     learning_rate: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training keeps what it needs to go on after it was killed."""
+
+    folder: Path
+    """Nothing but one job uses it."""
+    every: int
+    """Train steps from one state to the next."""
+
+
+def checkpoint_key(job: Job, *recordings: Path) -> str:
+    """Digest of what a job's bytes depend on: itself, what was recorded (its index names the teacher), the code."""
+    return digest_of([job, *(file_digest(Path(folder) / INDEX) for folder in recordings), code_digest()])
 
 
 def load_teacher(params: Params) -> Backbone:
@@ -46,58 +62,65 @@ def train(
     backbone: Backbone,
     trajectories: Trajectories,
     job: Job,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     anchors: Trajectories | None = None,
 ) -> Iterator[TrainStep]:
     """Trains an adapter called `job.name` on the backbone, and leaves it there; yields one record per train step.
 
-    AdamW on the mean squared error of the velocity. A batch is a function of the seed and of the train step alone.
+    AdamW on the mean of the objective's losses. A batch is a function of the seed and of the train step alone.
 
     Args:
         backbone: Its transformer carries no adapter of that name.
         trajectories: The teacher's states and their conditioning.
         job: What to train.
-        checkpoint: A folder for resumable states that nothing but this job uses. When it holds one, its records are
-            yielded at once and training goes on from there, to the same bytes as without the interruption.
+        checkpoint: When it holds a state, its records are yielded at once and training goes on from there, to the same
+            bytes as without the interruption.
         anchors: What a part of each batch comes from, if the job and its objective have steps for them.
 
     Raises:
         ValueError: The objective or the targets are unknown, or a loss is not finite; no checkpoint keeps that step.
     """
     settings = job.settings
-    objectives.check(settings.objective)
+    objectives.check(f"{job.section}.objective", settings.objective)
     objective = objectives.OBJECTIVES[settings.objective]
-    adapters.add(backbone, job.name, settings.rank, settings.alpha, settings.targets, settings.seed)
+    adapters.add(
+        backbone,
+        job.name,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        targets=settings.targets,
+        seed=settings.seed,
+        key=f"{job.section}.targets",
+    )
     parameters = adapters.parameters(backbone.transformer, job.name)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, fused=True)
-    history = _restore(checkpoint, parameters, optimizer) if checkpoint else []
+    state = {name: tensor.to(backbone.device) for name, tensor in objective.state().items()}
+    history = _restore(checkpoint.folder, parameters, optimizer, state) if checkpoint else []
     negative = trajectories.negative()
-    grid = backbone.grid(trajectories.recording.height, trajectories.recording.width)
     yield from history
 
     for train_step in range(len(history), settings.train_steps):
-        batch = batches.draw(trajectories, job, train_step, objective)
+        batch = batches.draw(trajectories, job, train_step)
         if anchors is not None and job.anchored and objective.guided:
             batch = batches.together(batch, batches.draw_anchors(anchors, job, train_step))
-        x, target, sigma = (part.to(backbone.device) for part in (batch.x, batch.target, batch.sigma))
+        sample = batch.sample.to(backbone.device)
         learning_rate = settings.learning_rate * objective.rate(train_step / settings.train_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
-        model = _with_adapter(backbone, job.name)
+        velocities = Velocities(backbone, job, batch.conditioning, negative, trajectories.recording)
+        student = velocities.student(guided=objective.guided)
         with precision.attention(backbone, settings.precision):  # around both: checkpointing runs the forward again
-            with precision.computing(backbone, settings.precision):
-                velocity = _student(backbone, model, batch.conditioning, negative, job, objective.guided, grid)
-                losses = (velocity(x, sigma).float() - target).square().flatten(1).mean(1)
-            _check(losses.detach(), sigma, train_step, job.name)
+            losses = objective.loss(sample, student, velocities.teacher, **state)
+            _check(losses.detach(), sample.sigma, train_step, job.name)
             loss = losses.mean()
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
 
         history.append(TrainStep(train_step, loss.item(), learning_rate))
-        if checkpoint and (len(history) % settings.checkpoint_every == 0 or len(history) == settings.train_steps):
-            _keep(checkpoint, parameters, optimizer, history)
+        if checkpoint and (len(history) % checkpoint.every == 0 or len(history) == settings.train_steps):
+            _keep(checkpoint.folder, parameters, optimizer, state, history)
         yield history[-1]
 
 
@@ -106,7 +129,7 @@ def train_to(
     backbone: Backbone,
     trajectories: Trajectories,
     job: Job,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     anchors: Trajectories | None = None,
     show: Callable[[Iterable[TrainStep]], Iterable[TrainStep]] = iter,
 ) -> list[TrainStep]:
@@ -128,33 +151,34 @@ def train_to(
 
 
 def to_artifact(
-    folder: Path, jobs: Mapping[str | None, Job], recorded: Recorded, params: Params, progress: Progress
+    folder: Path, jobs: Mapping[str | None, Job], data: TrainingData, params: Params, progress: Progress
 ) -> None:
     """Trains adapters into an artifact, whole, with their losses as history.csv; a killed run goes on where it was.
 
     Args:
         folder: The artifact; its name is that of the checkpoints.
         jobs: By the folder in the artifact that each adapter goes to; None = the artifact itself.
-        recorded: What they are trained on.
+        data: What they are trained on.
         params: All parameters.
         progress: Opens a progress bar.
 
     Raises:
         ValueError: As `train` and `load_teacher` do.
     """
-    keys = {name: key(job, artifacts.TRAJECTORIES, artifacts.ANCHORS) for name, job in jobs.items()}
-    checkpoints = {name: artifacts.checkpoint_dir(folder.name, key) for name, key in keys.items()}
+    keys = {name: checkpoint_key(job, artifacts.TRAJECTORIES, artifacts.ANCHORS) for name, job in jobs.items()}
+    every = params.runtime.checkpoint_every
+    checkpoints = {name: Checkpoint(artifacts.checkpoint_dir(folder.name, key), every) for name, key in keys.items()}
     backbone = load_teacher(params)
     histories: dict[str | None, Sequence[TrainStep]] = {}
     with artifacts.atomic_dir(folder) as whole:
         for name, job in jobs.items():
             show = partial(progress, total=job.settings.train_steps, what=f"training {job.name}", unit="step")
             histories[name] = train_to(
-                whole / (name or ""), backbone, recorded.trajectories, job, checkpoints[name], recorded.anchors, show
+                whole / (name or ""), backbone, data.trajectories, job, checkpoints[name], data.anchors, show
             )
         write_history(whole / "history.csv", histories)
     for checkpoint in checkpoints.values():
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(checkpoint.folder)
 
 
 def write_history(path: Path, histories: Mapping[str | None, Sequence[TrainStep]]) -> None:
@@ -167,58 +191,6 @@ def write_history(path: Path, histories: Mapping[str | None, Sequence[TrainStep]
         writer.writerows(rows)
 
 
-class _Model(nn.Module):
-    """A backbone's velocity as a module's forward, for `functional_call`."""
-
-    def __init__(self, backbone: Backbone):
-        super().__init__()
-        self.transformer = backbone.transformer
-        self._velocity = backbone.velocity
-
-    def forward(self, *args):
-        return self._velocity(*args)
-
-
-def _with_adapter(backbone: Backbone, name: str) -> Callable[..., Tensor]:
-    """The backbone's velocity with an adapter at work.
-
-    A float32 transformer runs with merged weights. In 16 bits a small delta would be lost in W + B A, and a large
-    transformer would hold a gradient per weight: there peft's low-rank path serves, as it does for quantised
-    weights and under gradient checkpointing.
-    """
-    parameters = adapters.parameters(backbone.transformer, name)
-    checkpointing = backbone.transformer.is_gradient_checkpointing  # runs a block again, without the merged weights
-    merge = backbone.dtype == torch.float32 and not checkpointing and phases.fusable(backbone.transformer)
-    adapters.select(backbone.transformer, None if merge else name)
-    for parameter in parameters:  # peft freezes what is not selected
-        parameter.requires_grad_(True)
-    if not merge:
-        return backbone.velocity
-    model = _Model(backbone)
-    weights = {f"transformer.{key}": value for key, value in adapters.merged_weights(model.transformer, name).items()}
-    return lambda *args: torch.func.functional_call(model, weights, args)
-
-
-def _student(
-    backbone: Backbone,
-    model: Callable[..., Tensor],
-    conditioning: Conditioning,
-    negative: Conditioning,
-    job: Job,
-    guided: bool,
-    grid: tuple[int, int],
-) -> Velocity:
-    """The student's velocity for one batch of prompts."""
-
-    def on(prompts: Conditioning) -> Velocity:
-        return lambda x, sigma: model(x, sigma, prompts, job.guidance_scale, grid)
-
-    if not guided or forwards(job.true_cfg_scale) == 1:
-        return on(conditioning)
-    size = len(next(iter(conditioning.values())))
-    return backbone.guide(on(conditioning), on(repeat(negative, size)), job.true_cfg_scale)
-
-
 def _check(losses: Tensor, sigma: Tensor, train_step: int, name: str) -> None:
     bad = ~losses.isfinite()
     if bad.any():
@@ -229,16 +201,25 @@ def _check(losses: Tensor, sigma: Tensor, train_step: int, name: str) -> None:
         )
 
 
-def _keep(folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, history: list) -> None:
+def _keep(
+    folder: Path,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Tensor],
+    history: Sequence[TrainStep],
+) -> None:
     content = {
         "parameters": [parameter.detach() for parameter in parameters],
         "optimizer": optimizer.state_dict(),
+        "objective": dict(state),
         "history": [asdict(record) for record in history],
     }
     save_torch(folder / CHECKPOINT, content)
 
 
-def _restore(folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[TrainStep]:
+def _restore(
+    folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
+) -> list[TrainStep]:
     """Puts a checkpoint back and returns its history; an empty one when there is none."""
     if not (folder / CHECKPOINT).is_file():
         return []
@@ -246,5 +227,7 @@ def _restore(folder: Path, parameters: list[nn.Parameter], optimizer: torch.opti
     with torch.no_grad():
         for parameter, kept in zip(parameters, content["parameters"], strict=True):
             parameter.copy_(kept)
+        for name, tensor in state.items():
+            tensor.copy_(content["objective"][name])
     optimizer.load_state_dict(content["optimizer"])
     return [TrainStep(**record) for record in content["history"]]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ SHORT = {
     "trajectories": {"prompts": 6, "shard_size": 2},
     "partition": {"slow_steps": 1, "fast_steps": 3},
     "anchors": {"prompts": 3},
-    "training": {"rank": 2, "alpha": 2, "batch": 2, "anchor_batch": 2, "precision": "fp32", "checkpoint_every": 5},
+    "training": {"rank": 2, "alpha": 2, "batch": 2, "anchor_batch": 2, "precision": "fp32"},
     "train_slow": {"train_steps": 60},
     "train_fast": {"train_steps": 60},
     "evaluation": {
@@ -29,6 +30,7 @@ SHORT = {
         "bootstrap": 100,
         "grid_prompts": 2,
     },
+    "runtime": {"checkpoint_every": 5},
 }
 
 
@@ -156,3 +158,19 @@ def fresh_project(project, tmp_path_factory) -> Project:
     fresh = Project(temporary / "clone", temporary)
     fresh.succeed("git", "checkout", "--quiet", "-B", "main", project.start_revision)
     return fresh
+
+
+@pytest.fixture
+def run_stage(monkeypatch):
+    """Runs a stage here, in a folder; its number of threads does not outlive the test."""
+    import torch  # takes a second, and only some tests need it
+
+    threads = torch.get_num_threads()
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+
+    def run_in(folder: Path, stage: str) -> None:
+        monkeypatch.chdir(folder)
+        import_module(f"stages.{stage}").main.main([], standalone_mode=False)
+
+    yield run_in
+    torch.set_num_threads(threads)

@@ -12,10 +12,11 @@ import torch
 
 from pipeline import adapters, artifacts, backbones, export, params, partition
 from pipeline.evaluation import generation, inputs
-from pipeline.evaluation.arms import Arm, control_adapters
+from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.inputs import Inputs
 from pipeline.evaluation.samples import Images, Shard
 from pipeline.params import Params
+from pipeline.rivals import chosen
 from pipeline.scenes import captions, renderer
 from tests.tiny import make_tiny_flux
 
@@ -53,8 +54,8 @@ def make_artifacts(settings: Params) -> None:
     artifacts.write_json(artifacts.PARTITION, split.to_json())
     history = "train_step,loss,learning_rate\n" + "".join(f"{i},{1 / (i + 1)},0.001\n" for i in range(20))
     pair = {"slow": artifacts.TRAIN_SLOW, "fast": artifacts.TRAIN_FAST}
-    controls = control_adapters(settings.train_controls.arms).values()
-    jobs = [name for names in controls for name in dict.fromkeys(names)]
+    rivals = chosen(settings.train_controls.arms).values()
+    jobs = [name for rival in rivals for name in dict.fromkeys(rival.adapters)]
     _adapters(backbone, settings, [*pair.items(), *((name, artifacts.TRAIN_CONTROLS / name) for name in jobs)])
     for folder in pair.values():
         (folder / "history.csv").write_text(history)

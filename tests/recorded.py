@@ -1,12 +1,15 @@
 """A tiny teacher with recorded trajectories and a partition, for the tests of what is trained on them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline import anchors, backbones, jobs, params, prompts, recording
+from ruamel.yaml import YAML
+
+from pipeline import anchors, artifacts, backbones, params, prompts, recording
 from pipeline.backbones.base import Backbone
 from pipeline.params import Params
 from pipeline.partition import Partition, compute
+from pipeline.training_data import TrainingData
 from pipeline.trajectories import Recording, Trajectories
 from tests.tiny import make_tiny_flux
 
@@ -27,9 +30,9 @@ class Recorded:
         """A fresh backbone of the tiny teacher."""
         return backbones.load(self.teacher, "cpu", parts=parts)
 
-    def loaded(self) -> jobs.Recorded:
+    def loaded(self) -> TrainingData:
         """As the trainings read them."""
-        return jobs.Recorded(self.partition, Trajectories(self.trajectories), Trajectories(self.anchors))
+        return TrainingData(self.partition, Trajectories(self.trajectories), Trajectories(self.anchors))
 
 
 def small_params(teacher: Path) -> Params:
@@ -41,9 +44,10 @@ def small_params(teacher: Path) -> Params:
         trajectories=replace(shipped.trajectories, prompts=6, shard_size=4, stride=1, precision="fp32"),
         anchors=replace(shipped.anchors, prompts=5),
         partition=replace(shipped.partition, rule="uniform", slow_steps=2, fast_steps=2),
-        training=replace(shipped.training, rank=4, alpha=8.0, batch=8, anchor_batch=4, checkpoint_every=3),
+        training=replace(shipped.training, rank=4, alpha=8.0, batch=8, anchor_batch=4),
         train_slow=replace(shipped.train_slow, train_steps=8),
         train_fast=replace(shipped.train_fast, train_steps=8),
+        runtime=replace(shipped.runtime, checkpoint_every=3),
     )
 
 
@@ -68,3 +72,19 @@ def record_tiny(folder: Path) -> Recorded:
             pass
         recording.publish(asked, schedule, backbones.digest(teacher), scratch, folder / name)
     return Recorded(teacher, folder / "trajectories", folder / "anchors", partition, small)
+
+
+def workplace(folder: Path, recorded: Recorded, **sections) -> Path:
+    """A folder in which a training stage runs; `sections` change parameters."""
+    (folder / "artifacts").mkdir(parents=True)
+    (folder / artifacts.TRAJECTORIES).symlink_to(recorded.trajectories)
+    (folder / artifacts.ANCHORS).symlink_to(recorded.anchors)
+    artifacts.write_json(folder / artifacts.PARTITION, recorded.partition.to_json())
+    content = asdict(recorded.params)
+    for section, changes in sections.items():
+        content[section] |= changes
+    content["train_controls"]["arms"] = list(content["train_controls"]["arms"])
+    content["runtime"]["threads"] = 1
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    return folder

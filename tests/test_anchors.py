@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import adapters, anchors, artifacts, backbones, controls, jobs, training
+from pipeline import adapters, anchors, artifacts, backbones, jobs, rivals, training
 from pipeline.trajectories import Trajectories
 from tests.recorded import record_tiny
 from tests.tiny import make_tiny_qwen_image, make_tiny_z_image
@@ -81,9 +81,9 @@ def test_an_anchor_is_the_guided_base_in_the_students_steps(recorded, cache):
 def test_both_phases_together_serve_every_step_once(recorded):
     steps = tuple(step for phase in ("slow", "fast") for step in recorded.loaded().steps(phase)[1])
     assert steps == tuple((k, k + 1) for k in range(len(recorded.partition.u)))
-    (single,) = controls.single(recorded.params, recorded.loaded())
+    (single,) = rivals.single(recorded.params, recorded.loaded())
     assert single.anchored == steps
-    assert all(job.anchored == () for job in controls.official(recorded.params, recorded.loaded()))
+    assert all(job.anchored == () for job in rivals.official(recorded.params, recorded.loaded()))
 
 
 def test_the_first_loss_is_the_mean_over_trajectories_and_anchors(recorded, cache):
@@ -113,7 +113,8 @@ def test_anchors_change_what_is_learnt_and_flow_matching_has_none(recorded, cach
 
 def test_other_anchors_are_another_checkpoint(recorded, tmp_path):
     job = make_job(recorded)
-    keys = {jobs.key(job, recorded.trajectories), jobs.key(job, recorded.trajectories, recorded.anchors)}
+    key = training.checkpoint_key
+    keys = {key(job, recorded.trajectories), key(job, recorded.trajectories, recorded.anchors)}
     artifacts.write_json(tmp_path / "index.json", {})
-    keys.add(jobs.key(job, recorded.trajectories, tmp_path))
+    keys.add(key(job, recorded.trajectories, tmp_path))
     assert len(keys) == 3

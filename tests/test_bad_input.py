@@ -52,6 +52,8 @@ def small_files():
         ("compute_partition", "partition.rule", "best", "partition.rule must be one of snr, uniform, official, got"),
         ("compute_partition", "partition.slow_steps", 2, "partition.slow_steps must fit into the 1 recorded steps"),
         ("train_fast", "training.objective", "magic", "objective must be one of trajectory, flow, got 'magic'"),
+        ("train_controls", "official.objective", "magic", "official.objective must be one of trajectory, flow, got"),
+        ("train_controls", "official.targets", "some", "official.targets must be one of attention, all for flux, got"),
         ("train_controls", "train_controls.arms", ["dual"], "arms must be among single, official, got 'dual'"),
         ("cache_trajectories", "teacher.path", "nowhere", "nowhere"),
         ("cache_trajectories", "trajectories.prompts_file", "none.txt", "must be a text file, got none.txt"),

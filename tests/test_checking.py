@@ -9,8 +9,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from pipeline import adapters, backbones, checking, controls, diagnosis, objectives, partition
-from pipeline.evaluation import arms
+from pipeline import adapters, backbones, checking, diagnosis, objectives, partition
 from pipeline.params import Faults
 from stages import check
 from tests.bad_bases import BASES, spoil
@@ -236,15 +235,11 @@ def test_doctor_says_the_same(here):
     ]
 
 
-def test_the_controls_that_are_trained_are_those_that_are_compared():
-    assert set(controls.ARMS) == set(arms.control_adapters(controls.ARMS))
-
-
 def test_every_known_name_passes(here):
     for rule in partition.RULES:
         partition.check(rule)
     for objective in objectives.OBJECTIVES:
-        objectives.check(objective)
+        objectives.check("training.objective", objective)
     backbone = backbones.load(here / "artifacts" / "teacher", "cpu", parts=())
     for targets in backbone.lora_targets:
         adapters.check_targets(targets, backbone)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from measurements import cost, cost_model, cost_page, gpu
 from pipeline import adapters, backbones, params
 from pipeline.backbones import base
-from pipeline.training import _with_adapter
+from pipeline.velocities import with_adapter
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image
 
 MADE = ((1, 1e8), (50, 2e9), (20, 9e12), (20, 4e12))
@@ -96,7 +96,7 @@ def test_a_train_step_counts_what_torch_counts(how, expected, tmp_path):
     if how == "checkpointed":
         backbone.transformer.enable_gradient_checkpointing()
     else:
-        model = _with_adapter(backbone, "slow")
+        model = with_adapter(backbone, "slow")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         model(x, torch.ones(1), prompted, 3.5, (8, 8)).sum().backward()
     # the first of so few blocks needs no gradient of its input

@@ -10,19 +10,19 @@ from pipeline.schedule import Schedule
 
 SCHEDULE = Schedule(mu=0.5)
 STUDENT_U = (1.0, 0.94, 0.88, 0.8, 0.64, 0.48, 0.32, 0.16)
-SETTING = arms.Setting(
+CONDITIONS = arms.Conditions(
     schedule=SCHEDULE,
     teacher_steps=50,
     student=PhasePlan(SCHEDULE.sigmas(STUDENT_U), ("slow",) * 3 + ("fast",) * 5),
     teacher_scale=3.0,
     student_scale=1.0,
-    controls=("single", "official"),
+    rivals=("single", "official"),
     swaps=("slow_only", "fast_only", "swapped"),
 )
 
 
-def by_name(setting=SETTING):
-    return {arm.name: arm for arm in arms.build(setting)}
+def by_name(conditions=CONDITIONS):
+    return {arm.name: arm for arm in arms.build(conditions)}
 
 
 def test_every_arm_costs_what_it_is_compared_at():
@@ -53,53 +53,53 @@ def test_adapters_act_in_their_phase():
 def test_base_arms_step_evenly_and_the_student_on_its_own_levels():
     found = by_name()
     u = torch.tensor([1, 0.75, 0.5, 0.25], dtype=torch.float64)
-    torch.testing.assert_close(found["base_guided_equal_cost"].plan.sigmas, SETTING.schedule.sigmas(u))
-    torch.testing.assert_close(found["student"].plan.sigmas, SETTING.student.sigmas)
+    torch.testing.assert_close(found["base_guided_equal_cost"].plan.sigmas, CONDITIONS.schedule.sigmas(u))
+    torch.testing.assert_close(found["student"].plan.sigmas, CONDITIONS.student.sigmas)
     for arm in found.values():
         assert arm.plan.sigmas[0] == 1 and arm.plan.sigmas[-1] == 0 and arm.question.endswith((".", "?"))
 
 
 def test_every_arm_of_adapters_moves_as_the_student_does():
     moves = torch.full((8,), -0.2, dtype=torch.float64)
-    found = by_name(replace(SETTING, student=replace(SETTING.student, moves=moves)))
+    found = by_name(replace(CONDITIONS, student=replace(CONDITIONS.student, moves=moves)))
     for name, arm in found.items():
         bare = set(arm.plan.adapters) == {None}
         assert sum(arm.plan.d_sigmas) == pytest.approx(-1 if bare else -1.6), name
 
 
 def test_a_guided_student_is_met_at_its_own_cost():
-    found = by_name(replace(SETTING, student_scale=3.0))
+    found = by_name(replace(CONDITIONS, student_scale=3.0))
     assert found["student"].nfe == 16 and found["base_guided_equal_cost"].nfe == 16
 
 
 def test_an_unguided_teacher_takes_one_forward_a_step():
-    found = by_name(replace(SETTING, teacher_scale=1.0))
+    found = by_name(replace(CONDITIONS, teacher_scale=1.0))
     assert [found[name].nfe for name in ("teacher", "base_guided", "base_guided_equal_cost")] == [50, 8, 8]
 
 
 def test_a_student_of_one_forward_still_meets_a_guided_step():
     student = PhasePlan(SCHEDULE.sigmas([1.0]), ("fast",))
-    assert by_name(replace(SETTING, student=student))["base_guided_equal_cost"].steps == 1
+    assert by_name(replace(CONDITIONS, student=student))["base_guided_equal_cost"].steps == 1
 
 
-def test_controls_without_adapters_are_left_out():
-    assert "single" not in by_name(replace(SETTING, controls=("official",)))
-    assert not {"single", "official"} & by_name(replace(SETTING, controls=())).keys()
+def test_rivals_without_adapters_are_left_out():
+    assert "single" not in by_name(replace(CONDITIONS, rivals=("official",)))
+    assert not {"single", "official"} & by_name(replace(CONDITIONS, rivals=())).keys()
 
 
 def test_swaps_that_are_not_asked_for_are_left_out():
-    assert by_name().keys() - by_name(replace(SETTING, swaps=("fast_only",))).keys() == {"slow_only", "swapped"}
+    assert by_name().keys() - by_name(replace(CONDITIONS, swaps=("fast_only",))).keys() == {"slow_only", "swapped"}
 
 
-def test_an_unknown_control_or_swap_is_refused():
+def test_an_unknown_rival_or_swap_is_refused():
     with pytest.raises(ValueError, match="evaluation.swaps must be among slow_only, fast_only, swapped, got 'single'"):
-        arms.build(replace(SETTING, swaps=("single",)))
+        arms.build(replace(CONDITIONS, swaps=("single",)))
     with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'twin'"):
-        arms.build(replace(SETTING, controls=("twin",)))
+        arms.build(replace(CONDITIONS, rivals=("twin",)))
 
 
 def test_arms_share_a_workload_when_their_steps_do_the_same_work():
-    work = {name: arm.workload for name, arm in by_name(SETTING).items()}
+    work = {name: arm.workload for name, arm in by_name(CONDITIONS).items()}
     assert work["student"] == work["swapped"] == work["official"]
     assert work["slow_only"] == work["fast_only"] == work["single"]
     others = ("teacher", "base_guided", "base_unguided", "base_guided_equal_cost", "student", "slow_only")

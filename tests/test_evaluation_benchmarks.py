@@ -82,6 +82,6 @@ def gap(value):
 def test_a_verdict_counts_the_columns_that_are_compared_and_measured(psnr, distance, outcome, words):
     rows = {name: {"nfe": 8, "fd_scenes": 1.0} for name in verdicts.RIVALS} | {"student": {"fd_scenes": distance}}
     metrics = {"arms": rows, "comparisons": {name: {"psnr": gap(psnr)} for name in verdicts.RIVALS}}
-    shown = [ShownArm(recipe.name, 8, 8) for recipe in arms.RECIPES]
+    shown = [ShownArm(recipe.name, 8, 8) for recipe in arms.recipes()]
     for found, sentence in verdicts.verdicts(metrics, shown):
         assert found == outcome and sentence.endswith(f"(8 forwards): {words}")

@@ -12,7 +12,9 @@ from pipeline.params import RuntimeParams
 from tests.recorded import record_tiny, small_params
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 
-OFFLOADED = RuntimeParams(device="cpu", threads=0, gradient_checkpointing=False, offload=True, cache_limit_gb=10)
+OFFLOADED = RuntimeParams(
+    device="cpu", threads=0, checkpoint_every=1, gradient_checkpointing=False, offload=True, cache_limit_gb=10
+)
 CHANGES = {
     "set runtime.gradient_checkpointing to true": lambda p: replace(
         p, runtime=replace(p.runtime, gradient_checkpointing=True)

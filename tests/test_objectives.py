@@ -1,30 +1,60 @@
 import pytest
 import torch
 
-from pipeline import objectives
+from pipeline.objectives import OBJECTIVES, base, regression
 
 
 def random_sample(size=3):
     generator = torch.Generator().manual_seed(0)
-    latents = [torch.randn(size, 4, 2, generator=generator) for _ in range(4)]
-    return objectives.Sample(*latents, sigma=torch.tensor([1.0, 0.8, 0.5]), sigma_next=torch.tensor([0.7, 0.2, 0.0]))
+    names = ("x", "x_next", "x_0", "noise")
+    latents = {name: torch.randn(size, 4, 2, generator=generator) for name in names}
+    return base.Sample(**latents, sigma=torch.tensor([1.0, 0.8, 0.5]), sigma_next=torch.tensor([0.7, 0.2, 0.0]))
 
 
-def test_an_euler_step_with_the_trajectory_target_lands_on_the_teacher():
+def asked(loss, sample, answer):
+    """The (x, sigma) that a loss asks the student for, and its value when the student gives `answer`."""
+    calls = []
+
+    def student(x, sigma):
+        calls.append((x, sigma))
+        return answer
+
+    losses = loss(sample, student, None)
+    ((x, sigma),) = calls
+    return x, sigma, losses
+
+
+def test_the_trajectory_loss_is_zero_where_an_euler_step_lands_on_the_teacher():
     sample = random_sample()
-    x, target = objectives.trajectory(sample)
     step = (sample.sigma_next - sample.sigma)[:, None, None]
-    torch.testing.assert_close(x + step * target, sample.x_next)
+    x, sigma, losses = asked(regression.trajectory, sample, (sample.x_next - sample.x) / step)
+    assert torch.equal(x, sample.x) and torch.equal(sigma, sample.sigma)
+    torch.testing.assert_close(losses, torch.zeros(3))
 
 
-def test_the_flow_target_leads_from_noise_to_data():
+def test_the_flow_loss_is_zero_where_the_velocity_leads_from_noise_to_data():
     sample = random_sample()
-    x, target = objectives.noise_to_data(sample)
-    sigma = sample.sigma[:, None, None]
-    torch.testing.assert_close(x - sigma * target, sample.x_0)
-    torch.testing.assert_close(x + (1 - sigma) * target, sample.noise)
+    x, sigma, losses = asked(regression.noise_to_data, sample, sample.noise - sample.x_0)
+    levels = sample.sigma[:, None, None]
+    torch.testing.assert_close(x - levels * (sample.noise - sample.x_0), sample.x_0)
+    torch.testing.assert_close(x + (1 - levels) * (sample.noise - sample.x_0), sample.noise)
+    assert torch.equal(sigma, sample.sigma)
+    torch.testing.assert_close(losses, torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_each_row_has_its_own_mean_squared_error(name):
+    sample = random_sample()
+    _, _, right = asked(OBJECTIVES[name].loss, sample, torch.zeros(3, 4, 2))
+    off = torch.tensor([0.0, 1.0, 2.0])[:, None, None]
+    target = {"trajectory": (sample.x_next - sample.x) / (sample.sigma_next - sample.sigma)[:, None, None]}
+    target = target.get(name, sample.noise - sample.x_0)
+    _, _, losses = asked(OBJECTIVES[name].loss, sample, target + off)
+    torch.testing.assert_close(losses, torch.tensor([0.0, 1.0, 4.0]))
+    torch.testing.assert_close(right, (target**2).mean((1, 2)))
 
 
 def test_learning_rates():
-    assert [objectives.cosine(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
-    assert objectives.constant(0.7) == 1
+    assert [base.cosine(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert base.constant(0.7) == 1
+    assert (OBJECTIVES["trajectory"].rate, OBJECTIVES["flow"].rate) == (base.cosine, base.constant)

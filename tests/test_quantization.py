@@ -45,9 +45,8 @@ def test_eight_bits_a_weight_nearly_keep_the_velocity(recorded, kind):
 def test_an_adapter_trains_on_a_quantised_base_and_acts_there(recorded, tmp_path):
     backbone = load(recorded, "int8")
     bare = output(backbone, recorded)
-    settings = jobs.Settings.of(recorded.params.training, recorded.params.train_slow)
-    settings = replace(settings, train_steps=30, learning_rate=0.01)
-    job = jobs.Job("slow", recorded.partition.slow.pairs, settings, 3.5, 1.0)
+    job = jobs.of_phase(recorded.params, recorded.loaded(), "slow")
+    job = replace(job, settings=replace(job.settings, train_steps=30, learning_rate=0.01))
     history = training.train_to(tmp_path, backbone, Trajectories(recorded.trajectories), job)
     assert sum(r.loss for r in history[-5:]) < 0.9 * sum(r.loss for r in history[:5])
     assert torch.equal(output(backbone, recorded), bare), "the base is as it was"

@@ -5,19 +5,20 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
-from pipeline import adapters, artifacts, backbones, batches, controls, jobs, phases, training
-from pipeline.backbones.base import index, repeat
-from pipeline.objectives import OBJECTIVES
+from pipeline import adapters, artifacts, backbones, batches, jobs, phases, training, velocities
+from pipeline import precision as arithmetic
+from pipeline.backbones.base import concat, index, repeat
+from pipeline.objectives import OBJECTIVES, Objective, regression
+from pipeline.objectives.base import constant, error
+from pipeline.training import Checkpoint
 from pipeline.trajectories import Trajectories
-from tests.recorded import ROOT, record_tiny
+from tests.recorded import ROOT, record_tiny, workplace
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,13 @@ def trajectories(recorded):
 
 def make_job(recorded, phase="slow", true_cfg_scale=1.0, **changes):
     settings = jobs.Settings.of(recorded.params.training, recorded.params.train_slow)
-    steps = recorded.partition.phases[phase].pairs
-    return jobs.Job(phase, steps, replace(settings, **changes), 3.5, true_cfg_scale)
+    return jobs.Job(
+        name=phase,
+        steps=recorded.partition.phases[phase].pairs,
+        settings=replace(settings, **changes),
+        guidance_scale=3.5,
+        true_cfg_scale=true_cfg_scale,
+    )
 
 
 def run(recorded, trajectories, job, checkpoint=None, stop=None):
@@ -99,25 +105,25 @@ def test_killed_after_a_train_step_and_run_again_gives_the_same_bits(
     for stop in stops:
         folder = tmp_path / str(stop)
         folder.mkdir()
-        run(recorded, trajectories, job, folder, stop)
-        again, resumed = run(recorded, trajectories, job, folder)
+        run(recorded, trajectories, job, Checkpoint(folder, every=3), stop)
+        again, resumed = run(recorded, trajectories, job, Checkpoint(folder, every=2))
         assert again == history
         assert all(torch.equal(resumed[key], state[key]) for key in state)
 
 
 def test_a_resumed_run_does_not_repeat_what_its_checkpoint_has(recorded, trajectories, tmp_path, monkeypatch):
     job = make_job(recorded)
-    run(recorded, trajectories, job, tmp_path, stop=7)
+    run(recorded, trajectories, job, Checkpoint(tmp_path, every=3), stop=7)
     steps = []
     draw = batches.draw
     monkeypatch.setattr(batches, "draw", lambda *args: steps.append(args[2]) or draw(*args))
-    run(recorded, trajectories, job, tmp_path)
+    run(recorded, trajectories, job, Checkpoint(tmp_path, every=3))
     assert steps == [6, 7]
 
 
 def test_another_job_input_or_code_has_another_key(recorded, tmp_path, monkeypatch):
     job = make_job(recorded)
-    keys = {jobs.key(job, recorded.trajectories)}
+    keys = {training.checkpoint_key(job, recorded.trajectories)}
     changed = [
         make_job(recorded, seed=99),
         make_job(recorded, "fast"),
@@ -125,11 +131,11 @@ def test_another_job_input_or_code_has_another_key(recorded, tmp_path, monkeypat
         replace(job, trajectories=1),
         replace(job, name="other"),
     ]
-    keys |= {jobs.key(other, recorded.trajectories) for other in changed}
+    keys |= {training.checkpoint_key(other, recorded.trajectories) for other in changed}
     (tmp_path / "index.json").write_text("{}")
-    keys.add(jobs.key(job, tmp_path))
-    monkeypatch.setattr(jobs, "code_digest", lambda: "other code")
-    keys.add(jobs.key(job, recorded.trajectories))
+    keys.add(training.checkpoint_key(job, tmp_path))
+    monkeypatch.setattr(training, "code_digest", lambda: "other code")
+    keys.add(training.checkpoint_key(job, recorded.trajectories))
     assert len(keys) == 3 + len(changed)
 
 
@@ -143,7 +149,7 @@ def test_one_trajectory_is_one_trajectory(recorded, trajectories, monkeypatch):
 
 def test_a_loss_that_is_not_finite_names_step_phase_and_sigma(recorded, trajectories, tmp_path):
     backbone = recorded.backbone()
-    run_ = training.train(backbone, trajectories, make_job(recorded, "fast"), tmp_path)
+    run_ = training.train(backbone, trajectories, make_job(recorded, "fast"), Checkpoint(tmp_path, every=3))
     for _ in range(4):
         next(run_)
     with torch.no_grad():
@@ -225,6 +231,123 @@ def test_the_trained_adapter_lowers_the_error_of_the_sampled_velocity(recorded, 
     assert errors["slow"] < 0.9 * errors[None]
 
 
+def written_out(recorded, job, precision, steps):
+    """A training as it was before objectives had a loss of their own: one target, one forward, one mean over all rows.
+
+    Returns:
+        The losses, then the adapter's parameters.
+    """
+    data, backbone, settings = recorded.loaded(), recorded.backbone(), job.settings
+    trajectories, anchors, flow = data.trajectories, data.anchors, settings.objective == "flow"
+    adapters.add(backbone, job.name, settings.rank, settings.alpha, settings.targets, settings.seed)
+    parameters = adapters.parameters(backbone.transformer, job.name)
+    optimizer, losses = torch.optim.AdamW(parameters, fused=True), []
+    for train_step in range(steps):
+        order = settings.seed, train_step
+        chosen = batches.items(len(trajectories) * len(job.steps), settings.batch, *order)
+        ids, pairs = chosen % len(trajectories), torch.tensor(job.steps)[chosen // len(trajectories)]
+        x, x_next = trajectories.states(ids, pairs).float().unbind(1)
+        sigma, sigma_next = trajectories.sigmas[pairs].float().unbind(1)
+        conditioning = trajectories.conditioning(ids)
+        if flow:
+            noise = torch.randn(x.shape, generator=batches.generator(settings.seed, "noise", train_step))
+            x_0 = trajectories.states(ids, [trajectories.steps]).float()[:, 0]
+            levels = sigma.reshape(-1, 1, 1)
+            x, target = (1 - levels) * x_0 + levels * noise, noise - x_0
+        else:
+            target = (x_next - x) / (sigma_next.reshape(-1, 1, 1) - sigma.reshape(-1, 1, 1))
+            chosen = batches.items(len(anchors) * len(job.anchored), settings.anchor_batch, *order, "anchors")
+            ids, pairs = chosen % len(anchors), torch.tensor(job.anchored)[chosen // len(anchors)]
+            y, y_next = anchors.states(ids, pairs).float().unbind(1)
+            tau, tau_next = anchors.sigmas[pairs].float().unbind(1)
+            theirs = (y_next - y) / (tau_next.reshape(-1, 1, 1) - tau.reshape(-1, 1, 1))
+            x, target, sigma = torch.cat([x, y]), torch.cat([target, theirs]), torch.cat([sigma, tau])
+            conditioning = concat(conditioning, anchors.conditioning(ids))
+        rate = 1.0 if flow else (1 + math.cos(math.pi * train_step / settings.train_steps)) / 2
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
+        adapters.select(backbone.transformer, None)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        model = velocities._Model(backbone)
+        weights = {f"transformer.{k}": v for k, v in adapters.merged_weights(model.transformer, job.name).items()}
+        with arithmetic.attention(backbone, precision):
+            with arithmetic.computing(backbone, precision):
+                v = torch.func.functional_call(model, weights, (x, sigma, conditioning, 3.5, None))
+                if not flow:
+                    negative = repeat(trajectories.negative(), len(x))
+                    v_uncond = torch.func.functional_call(model, weights, (x, sigma, negative, 3.5, None))
+                    v = v_uncond + job.true_cfg_scale * (v - v_uncond)
+                loss = (v.float() - target).square().flatten(1).mean(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, [parameter.detach() for parameter in parameters]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("objective", ["trajectory", "flow"])
+def test_losses_and_adapters_are_bitwise_those_of_the_formulas(recorded, objective, precision):
+    """Over rows of trajectories and of anchors, guided: not even the order of the sums may change."""
+    job = jobs.of_phase(recorded.params, recorded.loaded(), "slow")
+    settings = replace(job.settings, objective=objective, precision=precision, learning_rate=0.01)
+    job, steps = replace(job, settings=settings, true_cfg_scale=3.0), 3
+    losses, parameters = written_out(recorded, job, precision, steps)
+    data, backbone = recorded.loaded(), recorded.backbone()
+    records = training.train(backbone, data.trajectories, job, anchors=data.anchors)
+    assert [next(records).loss for _ in range(steps)] == losses
+    trained = adapters.parameters(backbone.transformer, job.name)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(trained, parameters, strict=True))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_objective_may_ask_the_teacher(recorded, trajectories, monkeypatch, checkpointing):
+    """It is the guided base at every train step, whether the student's weights are merged or not."""
+    answers = []
+
+    def loss(sample, student, teacher):
+        v = student(sample.x, sample.sigma)
+        answers.append((sample, teacher(sample.x, sample.sigma)))  # between the student's forward and its backward
+        return error(v, answers[-1][1])
+
+    monkeypatch.setitem(OBJECTIVES, "imitation", Objective(loss=loss, rate=constant, guided=True))
+    backbone = recorded.backbone()
+    if checkpointing:
+        backbone.transformer.enable_gradient_checkpointing()
+    job = make_job(recorded, objective="imitation", precision="fp32", train_steps=12, learning_rate=0.01)
+    losses = [record.loss for record in training.train(backbone, trajectories, job)]
+    assert losses[-1] < 0.8 * losses[0]
+
+    bare, scale = recorded.backbone(), trajectories.recording.true_cfg_scale
+    for train_step in (0, 11):
+        sample, answer = answers[train_step]
+        conditioning = batches.draw(trajectories, job, train_step).conditioning
+        with torch.no_grad():
+            v = bare.velocity(sample.x, sample.sigma, conditioning, 3.5)
+            v_uncond = bare.velocity(sample.x, sample.sigma, repeat(trajectories.negative(), len(sample.x)), 3.5)
+        torch.testing.assert_close(answer, v_uncond + scale * (v - v_uncond))
+        assert not answer.requires_grad
+        if train_step == 0:  # the student is the base still
+            assert losses[0] == pytest.approx((v - answer).square().mean().item(), rel=1e-4)
+
+
+def test_an_objective_may_keep_a_state_that_a_killed_run_finds_again(recorded, trajectories, tmp_path, monkeypatch):
+    def loss(sample, student, teacher, mean):
+        losses = regression.trajectory(sample, student, teacher)
+        mean.lerp_(losses.detach().mean(), 0.3)
+        return losses / (1 + mean)
+
+    objective = Objective(loss=loss, rate=constant, guided=True, state=lambda: {"mean": torch.zeros(())})
+    monkeypatch.setitem(OBJECTIVES, "relative", objective)
+    job = make_job(recorded, objective="relative")
+    history, state = run(recorded, trajectories, job)
+    run(recorded, trajectories, job, Checkpoint(tmp_path, every=3), stop=5)
+    assert torch.load(tmp_path / training.CHECKPOINT, weights_only=True)["objective"]["mean"] > 0
+    again, resumed = run(recorded, trajectories, job, Checkpoint(tmp_path, every=3))
+    assert again == history
+    assert all(torch.equal(resumed[key], state[key]) for key in state)
+
+
 def test_history_files(tmp_path):
     records = [training.TrainStep(0, 0.5, 1e-3), training.TrainStep(1, 0.25, 5e-4)]
     training.write_history(tmp_path / "one.csv", {None: records})
@@ -234,56 +357,6 @@ def test_history_files(tmp_path):
     rows = list(csv.DictReader((tmp_path / "many.csv").open()))
     assert [row["arm"] for row in rows] == ["single", "official_slow", "official_slow"]
     assert (tmp_path / "none.csv").read_text() == "arm,train_step,loss,learning_rate\n"
-
-
-def test_the_controls_have_the_budgets_that_their_names_promise(recorded):
-    rates = {"train_slow": 1e-3, "train_fast": 3e-3}
-    phases = {name: replace(getattr(recorded.params, name), learning_rate=rate) for name, rate in rates.items()}
-    params = replace(recorded.params, **phases)
-    single, slow, fast = controls.jobs(params, recorded.loaded())
-    assert [job.name for job in (single, slow, fast)] == ["single", "official_slow", "official_fast"]
-    assert single.steps == recorded.partition.slow.pairs + recorded.partition.fast.pairs
-    assert (single.settings.train_steps, single.settings.learning_rate) == (16, pytest.approx(2e-3))
-    assert (slow.settings.objective, slow.settings.train_steps, slow.trajectories) == ("flow", 60, 1)
-    assert (slow.steps, fast.steps) == (recorded.partition.slow.pairs, recorded.partition.fast.pairs)
-
-
-def test_no_controls_and_unknown_controls(recorded):
-    none = replace(recorded.params, train_controls=replace(recorded.params.train_controls, arms=()))
-    assert controls.jobs(none, recorded.loaded()) == []
-    odd = replace(recorded.params, train_controls=replace(recorded.params.train_controls, arms=("double",)))
-    with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'double'"):
-        controls.jobs(odd, recorded.loaded())
-
-
-def workplace(folder: Path, recorded, **sections) -> Path:
-    """A folder in which a training stage runs; `sections` change parameters."""
-    (folder / "artifacts").mkdir(parents=True)
-    (folder / artifacts.TRAJECTORIES).symlink_to(recorded.trajectories)
-    (folder / artifacts.ANCHORS).symlink_to(recorded.anchors)
-    artifacts.write_json(folder / artifacts.PARTITION, recorded.partition.to_json())
-    content = asdict(recorded.params)
-    for section, changes in sections.items():
-        content[section] |= changes
-    content["train_controls"]["arms"] = list(content["train_controls"]["arms"])
-    content["runtime"]["threads"] = 1
-    with (folder / "params.yaml").open("w") as file:
-        YAML().dump(content, file)
-    return folder
-
-
-@pytest.fixture
-def run_stage(monkeypatch):
-    """Runs a stage here, in a folder; its number of threads does not outlive the test."""
-    threads = torch.get_num_threads()
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-
-    def run_in(folder: Path, stage: str) -> None:
-        monkeypatch.chdir(folder)
-        import_module(f"stages.{stage}").main.main([], standalone_mode=False)
-
-    yield run_in
-    torch.set_num_threads(threads)
 
 
 def kill_in_training(folder: Path, stage: str) -> None:

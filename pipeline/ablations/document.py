@@ -6,7 +6,7 @@ from statistics import mean
 
 from pipeline.ablations.grid import Grid
 from pipeline.ablations.results import METRICS, Result
-from pipeline.evaluation.arms import RECIPES
+from pipeline.evaluation.arms import titles
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.benchmarks.speed import SPEED
 
@@ -29,7 +29,6 @@ several training seeds around their mean. Speed-ups are shown where the runs had
 each arm as often as `params.yaml` says.
 """
 
-TITLES = {recipe.name: recipe.title for recipe in RECIPES}
 Cells = dict[tuple[str, str], list[Result]]
 """(variant, arm) -> a result per seed"""
 
@@ -79,7 +78,7 @@ def table(grid: Grid, rows: Cells) -> list[str]:
     lines = [["variant", *arms, *(_head(key) for key in columns)]]
     lines.append(["---"] * len(lines[0]))
     for (variant, arm), those in rows.items():
-        lines.append([variant, *([TITLES[arm]] if arms else []), *(cell(key, those) for key in columns)])
+        lines.append([variant, *([titles()[arm]] if arms else []), *(cell(key, those) for key in columns)])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pipeline.ablations.document import TITLES, cells
+from pipeline.ablations.document import cells
 from pipeline.ablations.grid import ARM, VARIANT, Grid
 from pipeline.ablations.results import METRICS, Result
 from pipeline.artifacts import atomic_file
-from pipeline.evaluation.arms import PRODUCT
+from pipeline.evaluation.arms import PRODUCT, titles
 
 PANEL = (6.4, 3.3)  # inches
 DPI = 110
@@ -52,7 +52,7 @@ def lines(grid: Grid, results: Sequence[Result], metric: str) -> dict[str, list[
         x = _x(grid, variant, those[0])
         if x is None or len(values) < len(those):
             continue
-        line = TITLES[arm]
+        line = titles()[arm]
         if grid.plot.lines != ARM:
             setting = f"{grid.plot.lines.split('.')[1]} {grid.variants[variant][grid.plot.lines]}"
             line = setting if len(grid.arms) == 1 else f"{setting}, {line}"
@@ -91,7 +91,7 @@ def _panel(axes: Any, grid: Grid, found: dict[str, list[Mark]], metric: str) -> 
     every = list(dict.fromkeys(x for marks in found.values() for x, *_ in marks))
     numeric = _numeric(found)
     place = {x: x if numeric else i for i, x in enumerate(every)}
-    colours = {title: COLOURS.get(arm) for arm, title in TITLES.items()}
+    colours = {title: COLOURS.get(arm) for arm, title in titles().items()}
     others = iter(OTHERS * len(found))
     for i, (line, marks) in enumerate(found.items()):
         at, y, low, high = zip(*marks, strict=True)

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline import artifacts, params, partition
 from pipeline.ablations.results import METRICS
 from pipeline.artifacts import read_text
-from pipeline.evaluation.arms import PRODUCT, RECIPES
+from pipeline.evaluation.arms import PRODUCT, titles
 from pipeline.params import Params
 from pipeline.provenance import flatten
 from pipeline.schedule import Schedule
@@ -23,7 +23,6 @@ FOLDER = Path("experiments")
 KEYS = ("question", "paper", "answer", "arms", "set", "variants", "seeds", "plot")
 REQUIRED = ("question", "variants", "plot")
 VARIANT, ARM = "variant", "arm"  # what a plot may have on its x axis, and as its lines, beside numbers
-ARMS = tuple(recipe.name for recipe in RECIPES)
 SEEDED = ("train_slow.seed", "train_fast.seed", "train_controls.seed")
 SEED_STRIDE = 10  # further apart than the adapters of one run, which count on from a seed
 WITHOUT_EFFECT = ("register.", "runtime.")  # sections that change no result of an experiment
@@ -139,7 +138,7 @@ def from_dict(name: str, content: Any, defaults: Params) -> Grid:
         text = content.get(key)
         if not (isinstance(text, str) and text.strip() or text is None and key != "question"):
             raise ValueError(f"{key} must be a sentence{'' if key == 'question' else ' or null'}, got {text!r}")
-    arms = _names("arms", content.get("arms", [PRODUCT]), ARMS)
+    arms = _names("arms", content.get("arms", [PRODUCT]), tuple(titles()))
     shared = _overrides("set", content.get("set") or {})
     variants = content["variants"]
     if not isinstance(variants, dict) or not variants:

@@ -1,4 +1,4 @@
-"""What is compared: every arm is a row of `RECIPES`, a way to spend forwards on the same prompts and noise."""
+"""What is compared: every arm is a way to spend forwards on the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pipeline import names
 from pipeline.guidance import forwards
 from pipeline.partition import PHASES
+from pipeline.rivals import RIVALS, chosen
 from pipeline.sampling import PhasePlan, fixed_plan
 from pipeline.schedule import Schedule, base_levels
 
@@ -15,9 +16,9 @@ REFERENCE = "teacher"
 PRODUCT = "student"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the recipes draw on.
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What all arms of an evaluation are built from.
 
     Attributes:
         schedule: Base levels to sigmas, at the evaluated resolution.
@@ -25,7 +26,7 @@ class Setting:
         student: The student's own plan, with the adapters "slow" and "fast".
         teacher_scale: The teacher's true_cfg_scale.
         student_scale: The student's true_cfg_scale.
-        controls: Control arms that have adapters.
+        rivals: The rivals that have adapters, by their names in `RIVALS`.
         swaps: Arms that use the pair's adapters otherwise.
     """
 
@@ -34,7 +35,7 @@ class Setting:
     student: PhasePlan
     teacher_scale: float
     student_scale: float
-    controls: tuple[str, ...]
+    rivals: tuple[str, ...]
     swaps: tuple[str, ...]
 
     @property
@@ -43,7 +44,7 @@ class Setting:
         return len(self.student.adapters)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One way to make an image.
 
@@ -100,161 +101,147 @@ class ShownArm:
 
     @property
     def _recipe(self) -> Recipe:
-        return next(recipe for recipe in RECIPES if recipe.name == self.name)
+        return next(recipe for recipe in recipes() if recipe.name == self.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A row of the table: where the steps lie, how they are guided, which adapters act.
-
-    `levels` gives the base levels of the bare backbone; None is the student's own plan, and `adapters` names what acts
-    in its slow and in its fast steps. `control` says that those are trained for it alone, `swap` that they are the
-    pair's own in other places.
-    """
+    """How an arm is built: where its steps lie, how they are guided, which adapters act."""
 
     name: str
     title: str
     question: str
-    levels: Callable[[Setting], Sequence[float]] | None
-    scale: Callable[[Setting], float]
+    scale: Callable[[Conditions], float]
+    """Its true_cfg_scale."""
+    levels: Callable[[Conditions], Sequence[float]] | None = None
+    """Base levels of the bare backbone; None = the student's own plan, with adapters."""
     adapters: tuple[str, str] | None = None
-    control: bool = False
-    swap: bool = False
+    """What acts in the slow and in the fast steps of the student's plan."""
 
 
-def _even(steps: Callable[[Setting], int]) -> Callable[[Setting], Sequence[float]]:
+def _even(steps: Callable[[Conditions], int]) -> Callable[[Conditions], Sequence[float]]:
     """Evenly spaced base levels, what the stock pipelines do for num_inference_steps."""
-    return lambda setting: base_levels(steps(setting)).tolist()
+    return lambda conditions: base_levels(steps(conditions)).tolist()
 
 
-def _equal_cost_steps(setting: Setting) -> int:
+def _equal_cost_steps(conditions: Conditions) -> int:
     """As many guided steps as the student's forwards pay for, at least one."""
-    budget = setting.student_steps * forwards(setting.student_scale)
-    return max(1, budget // forwards(setting.teacher_scale))
+    budget = conditions.student_steps * forwards(conditions.student_scale)
+    return max(1, budget // forwards(conditions.teacher_scale))
 
 
-def _teacher_scale(setting: Setting) -> float:
-    return setting.teacher_scale
+def _teacher_scale(conditions: Conditions) -> float:
+    return conditions.teacher_scale
 
 
-def _student_scale(setting: Setting) -> float:
-    return setting.student_scale
+def _student_scale(conditions: Conditions) -> float:
+    return conditions.student_scale
 
 
-RECIPES = (
+BASES = (
     Recipe(
-        "teacher",
-        "Teacher",
-        "The ceiling: all steps, guided.",
-        _even(lambda setting: setting.teacher_steps),
-        _teacher_scale,
+        name=REFERENCE,
+        title="Teacher",
+        question="The ceiling: all steps, guided.",
+        levels=_even(lambda conditions: conditions.teacher_steps),
+        scale=_teacher_scale,
     ),
     Recipe(
-        "base_guided",
-        "Base, guided",
-        "What anybody can do for free: fewer steps of the same model, guided, at twice the student's forwards.",
-        _even(lambda setting: setting.student_steps),
-        _teacher_scale,
+        name="base_guided",
+        title="Base, guided",
+        question=(
+            "What anybody can do for free: fewer steps of the same model, guided, at twice the student's forwards."
+        ),
+        levels=_even(lambda conditions: conditions.student_steps),
+        scale=_teacher_scale,
     ),
     Recipe(
-        "base_unguided",
-        "Base, unguided",
-        "The student's forwards, spent for free without guidance.",
-        _even(lambda setting: setting.student_steps),
-        lambda setting: 1.0,
+        name="base_unguided",
+        title="Base, unguided",
+        question="The student's forwards, spent for free without guidance.",
+        levels=_even(lambda conditions: conditions.student_steps),
+        scale=lambda conditions: 1.0,
     ),
     Recipe(
-        "base_guided_equal_cost",
-        "Base, equal cost",
-        "The student's forwards, spent for free on half as many guided steps.",
-        _even(_equal_cost_steps),
-        _teacher_scale,
-    ),
-    Recipe(
-        "student",
-        "Student",
-        "The product: slow and fast adapter.",
-        None,
-        _student_scale,
-        ("slow", "fast"),
-    ),
-    Recipe(
-        "slow_only",
-        "Slow adapter only",
-        "Is the fast adapter needed, or would the slow one do in every step?",
-        None,
-        _student_scale,
-        ("slow", "slow"),
-        swap=True,
-    ),
-    Recipe(
-        "fast_only",
-        "Fast adapter only",
-        "Is the slow adapter needed, or would the fast one do in every step?",
-        None,
-        _student_scale,
-        ("fast", "fast"),
-        swap=True,
-    ),
-    Recipe(
-        "single",
-        "One adapter",
-        "Does the split matter, or is one adapter with the same total budget as good?",
-        None,
-        _student_scale,
-        ("single", "single"),
-        control=True,
-    ),
-    Recipe(
-        "swapped",
-        "Swapped adapters",
-        "Did the two adapters learn different things?",
-        None,
-        _student_scale,
-        ("fast", "slow"),
-        swap=True,
-    ),
-    Recipe(
-        "official",
-        "Official objective",
-        "What the paper's recipe gives here: its objective and settings, one sample.",
-        None,
-        _student_scale,
-        ("official_slow", "official_fast"),
-        control=True,
+        name="base_guided_equal_cost",
+        title="Base, equal cost",
+        question="The student's forwards, spent for free on half as many guided steps.",
+        levels=_even(_equal_cost_steps),
+        scale=_teacher_scale,
     ),
 )
+"""The bare backbone, in every evaluation."""
+
+STUDENT = Recipe(
+    name=PRODUCT,
+    title="Student",
+    question="The product: slow and fast adapter.",
+    scale=_student_scale,
+    adapters=PHASES,
+)
+
+SWAPS = (
+    Recipe(
+        name="slow_only",
+        title="Slow adapter only",
+        question="Is the fast adapter needed, or would the slow one do in every step?",
+        scale=_student_scale,
+        adapters=("slow", "slow"),
+    ),
+    Recipe(
+        name="fast_only",
+        title="Fast adapter only",
+        question="Is the slow adapter needed, or would the fast one do in every step?",
+        scale=_student_scale,
+        adapters=("fast", "fast"),
+    ),
+    Recipe(
+        name="swapped",
+        title="Swapped adapters",
+        question="Did the two adapters learn different things?",
+        scale=_student_scale,
+        adapters=("fast", "slow"),
+    ),
+)
+"""The pair's adapters in other places: the choices of evaluation.swaps."""
 
 
-def build(setting: Setting) -> list[Arm]:
-    """The arms of an evaluation, in the order of `RECIPES`; controls and swaps that are not asked for are left out.
+def recipes() -> list[Recipe]:
+    """Every arm that there is, in the order of the tables; those of the rivals run as the student does."""
+    rivals = [
+        Recipe(name=name, title=rival.title, question=rival.question, scale=_student_scale, adapters=rival.adapters)
+        for name, rival in RIVALS.items()
+    ]
+    return [*BASES, STUDENT, *SWAPS, *rivals]
+
+
+def titles() -> dict[str, str]:
+    """The title of every arm, by its name, in the order of the tables."""
+    return {recipe.name: recipe.title for recipe in recipes()}
+
+
+def build(conditions: Conditions) -> list[Arm]:
+    """The arms of an evaluation, in the order of `recipes`, without the rivals and swaps that are not asked for.
 
     Raises:
-        ValueError: If a control or a swap is unknown.
+        ValueError: If a rival or a swap is unknown.
     """
-    check_swaps(setting.swaps)
-    asked = {*control_adapters(setting.controls), *setting.swaps}
-    return [_arm(recipe, setting) for recipe in RECIPES if recipe.name in asked or not (recipe.control or recipe.swap)]
+    check_swaps(conditions.swaps)
+    left_out = {*(recipe.name for recipe in SWAPS), *RIVALS} - {*chosen(conditions.rivals), *conditions.swaps}
+    return [_arm(recipe, conditions) for recipe in recipes() if recipe.name not in left_out]
 
 
 def check_swaps(swaps: Sequence[str]) -> None:
     """Raises ValueError unless each of these arms is one that uses the pair's adapters otherwise."""
     for name in swaps:
-        names.check("evaluation.swaps", name, [recipe.name for recipe in RECIPES if recipe.swap], "be among")
+        names.check("evaluation.swaps", name, [recipe.name for recipe in SWAPS], "be among")
 
 
-def control_adapters(controls: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """The adapters of each control, in the order of `RECIPES`; raises as `build` does."""
-    known = {recipe.name: recipe.adapters for recipe in RECIPES if recipe.control and recipe.adapters}
-    for name in controls:
-        names.check("train_controls.arms", name, known, "be among")
-    return {name: adapters for name, adapters in known.items() if name in controls}
-
-
-def _arm(recipe: Recipe, setting: Setting) -> Arm:
+def _arm(recipe: Recipe, conditions: Conditions) -> Arm:
     if recipe.levels is None:
         acting: dict[str | None, str] = dict(zip(PHASES, recipe.adapters or (), strict=True))
-        plan = replace(setting.student, adapters=tuple(acting[phase] for phase in setting.student.adapters))
+        plan = replace(conditions.student, adapters=tuple(acting[phase] for phase in conditions.student.adapters))
     else:
-        plan = fixed_plan(setting.schedule.sigmas(recipe.levels(setting)))
-    return Arm(recipe.name, recipe.title, recipe.question, plan, recipe.scale(setting))
+        plan = fixed_plan(conditions.schedule.sigmas(recipe.levels(conditions)))
+    scale = recipe.scale(conditions)
+    return Arm(name=recipe.name, title=recipe.title, question=recipe.question, plan=plan, true_cfg_scale=scale)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import artifacts, image_archives
-from pipeline.evaluation.arms import RECIPES, Arm, ShownArm
+from pipeline.evaluation.arms import Arm, ShownArm, titles
 from pipeline.evaluation.samples import Draws, Shard
 from pipeline.schedule import Schedule
 
@@ -108,7 +108,7 @@ class ImageSet:
                 raise ValueError(f"version must be {VERSION}, got {content['version']}")
             shown = [ShownArm(**arm) for arm in content["arms"]]
             for arm in shown:
-                if arm.name not in {recipe.name for recipe in RECIPES}:
+                if arm.name not in titles():
                     raise ValueError(f"there is no arm {arm.name}")
             shards = {kind: [_shard(entry) for entry in content[kind]] for kind in ("prompts", "seeds")}
             draws = Draws(**shards, seeds_per_prompt=content["seeds_per_prompt"])

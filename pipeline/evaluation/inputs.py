@@ -11,12 +11,13 @@ from pathlib import Path
 from pipeline import adapters, artifacts, backbones, loras
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms
-from pipeline.evaluation.arms import Arm, control_adapters
+from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.sampler import Sampler
 from pipeline.evaluation.weights import ArmWeights
 from pipeline.export import MANIFEST, PHASES, Bundle, bundle_digest
 from pipeline.params import Params
 from pipeline.prompts import load_prompts
+from pipeline.rivals import chosen
 from pipeline.schedule import Schedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "numpy")
@@ -55,7 +56,7 @@ class Source:
     @property
     def trainings(self) -> set[str]:
         """The adapters that this project's stages trained, by name."""
-        return {name for both in control_adapters(self.controls).values() for name in both} | set(
+        return {name for rival in chosen(self.controls).values() for name in rival.adapters} | set(
             PHASES if self.trained_here else ()
         )
 
@@ -66,7 +67,7 @@ def of_stages(params: Params) -> Source:
     Raises:
         ValueError: A control is unknown.
     """
-    return Source(artifacts.BUNDLE, tuple(control_adapters(params.train_controls.arms)), True)
+    return Source(artifacts.BUNDLE, tuple(chosen(params.train_controls.arms)), True)
 
 
 def of_bundle(params: Params, folder: Path) -> Source:
@@ -75,11 +76,12 @@ def of_bundle(params: Params, folder: Path) -> Source:
     Raises:
         ValueError: The folder holds no bundle, or a control is unknown.
     """
-    bundle, known = Bundle.load(folder), control_adapters(params.train_controls.arms)
+    bundle, known = Bundle.load(folder), chosen(params.train_controls.arms)
     own = Bundle.load(artifacts.BUNDLE) if (artifacts.BUNDLE / MANIFEST).is_file() else None
     if own is None or not _run_alike(own, bundle):
         return Source(folder, (), False)
-    controls = tuple(name for name, both in known.items() if all(_is_adapter(_control(adapter)) for adapter in both))
+    there = {name: all(map(_is_adapter, map(_control, rival.adapters))) for name, rival in known.items()}
+    controls = tuple(name for name in known if there[name])
     return Source(folder, controls, bundle_digest(own.folder) == bundle_digest(folder))
 
 
@@ -145,19 +147,19 @@ def read(params: Params, source: Source) -> Inputs:
     _check_alike(params, bundle)
     prompts = load_prompts(settings.prompts_file, settings.prompts, "evaluation", settings.seed, "evaluation")
     states, files = dict(bundle.states()), {phase: bundle.folder / f"{phase}.safetensors" for phase in PHASES}
-    for control in control_adapters(source.controls).values():
-        for name in dict.fromkeys(control):
+    for rival in chosen(source.controls).values():
+        for name in dict.fromkeys(rival.adapters):
             states[name] = adapters.read(_control(name))[0]
             files[name] = _control(name) / adapters.WEIGHTS
     frame = backbones.load(teacher.path, "cpu", parts=())
-    setting = arms.Setting(
-        frame.schedule(teacher.height, teacher.width),
-        teacher.steps,
-        bundle.plan(frame),
-        teacher.true_cfg_scale,
-        bundle.guidance.student_true_cfg_scale,
-        source.controls,
-        settings.swaps,
+    conditions = arms.Conditions(
+        schedule=frame.schedule(teacher.height, teacher.width),
+        teacher_steps=teacher.steps,
+        student=bundle.plan(frame),
+        teacher_scale=teacher.true_cfg_scale,
+        student_scale=bundle.guidance.student_true_cfg_scale,
+        rivals=source.controls,
+        swaps=settings.swaps,
     )
 
     def load() -> Backbone:
@@ -173,8 +175,8 @@ def read(params: Params, source: Source) -> Inputs:
         params,
         bundle,
         prompts,
-        arms.build(setting),
-        setting.schedule,
+        arms.build(conditions),
+        conditions.schedule,
         states,
         {name: artifacts.file_digest(file) for name, file in files.items()},
         teacher_digest,

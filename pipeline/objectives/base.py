@@ -1,0 +1,63 @@
+"""What every objective is made of."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What an objective sees of B student steps; latents (B, T, C) and sigmas (B,), all float32."""
+
+    x: Tensor
+    """The recorded state at the start."""
+    x_next: Tensor
+    """The recorded state at the end."""
+    x_0: Tensor
+    """The last state of the recording."""
+    noise: Tensor
+    """Fresh noise, from the job's seed."""
+    sigma: Tensor
+    sigma_next: Tensor
+
+    def to(self, device: torch.device) -> "Sample":
+        """The same sample on `device`."""
+        return Sample(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What an adapter is trained for: a loss, and how its learning rate goes."""
+
+    loss: Callable[..., Tensor]
+    """loss(sample, student, teacher) -> (B,): the loss of each row of a `Sample`, to be minimised.
+
+    `student` and `teacher` are velocities v(x, sigma) under the rows' own prompts, float32. A call of `student` is
+    differentiable; the teacher is the bare backbone with the guidance of the recording, without gradients. Each call
+    costs its forwards, and a loss calls them as often as it needs.
+    """
+    rate: Callable[[float], float]
+    """Factor of the learning rate by the share of train steps that are done."""
+    guided: bool
+    """Whether `student` is the student's guided velocity, which anchors train too; else the conditional one alone."""
+    state: Callable[[], dict[str, Tensor]] = dict
+    """Makes what the loss keeps between train steps: tensors on the CPU that it takes as keyword arguments and changes
+    in place, such as a running mean. A checkpoint holds them beside the adapter."""
+
+
+def error(v: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each row, (B, ...) -> (B,)."""
+    return (v - target).square().flatten(1).mean(1)
+
+
+def cosine(done: float) -> float:
+    """(1 + cos(pi done)) / 2: from 1 to 0."""
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def constant(done: float) -> float:
+    """1."""
+    return 1.0

@@ -1,0 +1,26 @@
+"""Regression of the velocity on a target that the recording gives: no call of the teacher, one of the student."""
+
+from torch import Tensor
+
+from pipeline import flow
+from pipeline.guidance import Velocity
+from pipeline.objectives.base import Objective, Sample, constant, cosine, error
+
+
+def trajectory(sample: Sample, student: Velocity, teacher: Velocity) -> Tensor:
+    """|v(x_i, sigma_i) - (x_j - x_i) / (sigma_j - sigma_i)|^2: one Euler step lands on the teacher's path.
+
+    In units of velocity, so every student step weighs the same, however short it is.
+    """
+    target = flow.secant(sample.x, sample.x_next, sample.sigma, sample.sigma_next)
+    return error(student(sample.x, sample.sigma), target)
+
+
+def noise_to_data(sample: Sample, student: Velocity, teacher: Velocity) -> Tensor:
+    """|v(x, sigma) - (noise - x_0)|^2 at x = (1 - sigma) x_0 + sigma noise: the paper's objective."""
+    x = flow.interpolate(sample.x_0, sample.noise, sample.sigma)
+    return error(student(x, sample.sigma), flow.velocity(sample.x_0, sample.noise))
+
+
+TRAJECTORY = Objective(loss=trajectory, rate=cosine, guided=True)
+FLOW = Objective(loss=noise_to_data, rate=constant, guided=False)

@@ -1,0 +1,105 @@
+"""The rivals that are trained: their budgets, and that one entry of the table is all that a new one needs."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline import adapters, artifacts, jobs, rivals
+from pipeline.ablations import grid
+from pipeline.evaluation import arms, inputs
+from pipeline.rivals import RIVALS, Rival
+from tests.evaluation_case import make_artifacts, small_params
+from tests.recorded import record_tiny, workplace
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return record_tiny(tmp_path_factory.mktemp("recorded"))
+
+
+def with_arms(params, *names):
+    return replace(params, train_controls=replace(params.train_controls, arms=names))
+
+
+def test_the_rivals_have_the_budgets_that_their_names_promise(recorded):
+    rates = {"train_slow": 1e-3, "train_fast": 3e-3}
+    phases = {name: replace(getattr(recorded.params, name), learning_rate=rate) for name, rate in rates.items()}
+    params = replace(recorded.params, **phases)
+    single, slow, fast = rivals.jobs(params, recorded.loaded())
+    assert [job.name for job in (single, slow, fast)] == ["single", "official_slow", "official_fast"]
+    assert single.steps == recorded.partition.slow.pairs + recorded.partition.fast.pairs
+    assert (single.settings.train_steps, single.settings.learning_rate) == (16, pytest.approx(2e-3))
+    assert (slow.steps, fast.steps) == (recorded.partition.slow.pairs, recorded.partition.fast.pairs)
+
+
+def test_the_official_pair_is_trained_as_its_section_says(recorded):
+    shipped = recorded.params.official
+    assert (shipped.objective, shipped.train_steps, shipped.samples) == ("flow", 60, 1)
+    section = replace(
+        shipped, objective="trajectory", rank=3, alpha=5.0, targets="all", batch=2, learning_rate=0.1, train_steps=7
+    )
+    params = with_arms(replace(recorded.params, official=replace(section, samples=4)), "official")
+    pair = rivals.jobs(params, recorded.loaded())
+    for i, job in enumerate(pair):
+        settings = job.settings
+        found = {name: getattr(settings, name) for name in vars(shipped) if name != "samples"}
+        assert found | {"samples": job.trajectories} == vars(params.official)
+        assert settings.seed == params.train_controls.seed + i
+        assert settings.precision == params.training.precision
+
+
+def test_no_rivals_and_unknown_rivals(recorded):
+    assert rivals.jobs(with_arms(recorded.params), recorded.loaded()) == []
+    with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'double'"):
+        rivals.jobs(with_arms(recorded.params, "double"), recorded.loaded())
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_the_adapters_that_act_are_those_that_are_trained(recorded, name):
+    trained = [job.name for job in RIVALS[name].jobs(recorded.params, recorded.loaded())]
+    assert set(RIVALS[name].adapters) == set(trained) and len(trained) == len(set(trained))
+
+
+def late(params, data):
+    """A toy: the fast adapter, from one trajectory, in every step."""
+    job = jobs.of_phase(params, data, "fast")
+    return [replace(job, name="late", trajectories=1)]
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    rival = Rival(title="Late adapter", question="A toy?", jobs=late, adapters=("late", "late"))
+    monkeypatch.setitem(RIVALS, "toy", rival)
+
+
+def test_one_entry_makes_a_rival_trained(recorded, tmp_path, toy, run_stage):
+    folder = workplace(tmp_path / "here", recorded, train_controls={"arms": ["toy"]})
+    run_stage(folder, "train_controls")
+    assert (folder / artifacts.TRAIN_CONTROLS / "late" / adapters.WEIGHTS).is_file()
+    rows = (folder / artifacts.TRAIN_CONTROLS / "history.csv").read_text().splitlines()
+    assert len(rows) == 9 and rows[1].startswith("late,0,")
+
+
+def test_one_entry_makes_a_rival_an_arm_of_evaluations_and_ablations(tmp_path, toy, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = with_arms(small_params(), "toy")
+    make_artifacts(params)
+    source = inputs.of_stages(params)
+    assert source.controls == ("toy",) and set(source.histories) == {"slow", "fast", "late"}
+    found = inputs.read(params, source)
+    assert found.states.keys() == {"slow", "fast", "late"}
+    plan = found.bundle.plan(found.backbone)
+    conditions = arms.Conditions(
+        schedule=found.backbone.schedule(64, 64),
+        teacher_steps=10,
+        student=plan,
+        teacher_scale=3.0,
+        student_scale=1.0,
+        rivals=source.controls,
+        swaps=(),
+    )
+    arm = arms.build(conditions)[-1]
+    assert (arm.name, arm.title, arm.question) == ("toy", "Late adapter", "A toy?")
+    assert arm.plan.adapters == ("late",) * 4 and arm.nfe == 4
+    asked = {"question": "Toy?", "arms": ["toy"], "variants": {"one": {}}, "plot": {"x": "nfe", "y": "psnr"}}
+    assert grid.from_dict("toys", asked, params).arms == ("toy",)
