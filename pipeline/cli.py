@@ -14,6 +14,8 @@ import click
 from pipeline import artifacts, mends
 from stages import sentence
 
+OF_ROOT = ("params.yaml", "dvc.yaml")  # the files that show a project's root
+
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
     """Turns what went wrong into one sentence and exit code 1."""
@@ -28,6 +30,17 @@ def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
             if not mends.out_of_memory(error):
                 raise
             raise click.ClickException(mends.sentence(error, mends.generating(kwargs, mends.on_gpu(error)))) from error
+
+    return wrapped
+
+
+def in_root(function: Callable[..., None]) -> Callable[..., None]:
+    """Makes a command that reads params.yaml, artifacts/ or the registry refuse to run below the project's root."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        _refuse_below_root()
+        function(*args, **kwargs)
 
     return wrapped
 
@@ -123,6 +136,7 @@ def generate(
 @main.command()
 @click.argument("name")
 @one_sentence
+@in_root
 def preset(name: str) -> None:
     """Rewrite params.yaml for the teacher of preset NAME: tiny, flux-dev or qwen-image; comments and the rest stay."""
     from pipeline import params, presets
@@ -138,6 +152,7 @@ def preset(name: str) -> None:
 
 @main.command()
 @one_sentence
+@in_root
 def fetch() -> None:
     """Download the teacher and the LoRAs that params.yaml names, at their pinned revisions."""
     from pipeline import hub, loras, params
@@ -170,6 +185,7 @@ def assemble(checkpoint: Path, base: Path, out: Path) -> None:
     "--out", type=click.Path(path_type=Path), help="The folder to make  [default: named after the reference, here]"
 )
 @one_sentence
+@in_root
 def pull(reference: str, out: Path | None) -> None:
     """Download REFERENCE, a version named models:/name@alias or models:/name/version, and check its bytes."""
     from pipeline import registry
@@ -195,6 +211,7 @@ def pull(reference: str, out: Path | None) -> None:
     help="How the latents move: consistent, or official as in the released Glance code.",
 )
 @one_sentence
+@in_root
 def import_pair(
     slow: Path, fast: Path, out: Path, rule: str, slow_steps: int, fast_steps: int, strength: float, path: str
 ) -> None:
@@ -212,6 +229,7 @@ def import_pair(
     "--out", type=click.Path(path_type=Path), help="The folder to make  [default: evaluation-<the bundle's name>, here]"
 )
 @one_sentence
+@in_root
 def evaluate(bundle: str, out: Path | None) -> None:
     """Measure BUNDLE, a folder or a version, against params.yaml's teacher: what the stage does, for any pair."""
     out = out or Path(f"evaluation-{_name(bundle)}")
@@ -241,6 +259,7 @@ def evaluate(bundle: str, out: Path | None) -> None:
     help="What `glance evaluate` or `dvc repro` measured of the bundle.",
 )
 @one_sentence
+@in_root
 def register(bundle: Path, evaluation: Path) -> None:
     """Publish the last `dvc repro` and register its bundle as `candidate`; the same bytes make no second version.
 
@@ -256,6 +275,7 @@ def register(bundle: Path, evaluation: Path) -> None:
 @click.argument("reference", required=False)
 @click.option("--force", is_flag=True, help="Promote it whatever its retention is.")
 @one_sentence
+@in_root
 def promote(reference: str | None, force: bool) -> None:
     """Make a version the `champion`.
 
@@ -272,6 +292,7 @@ def promote(reference: str | None, force: bool) -> None:
 
 @main.command()
 @one_sentence
+@in_root
 def doctor() -> None:
     """Check git, DVC, packages, the teacher and the registry; say what is wrong and how to mend it."""
     from pipeline import diagnosis
@@ -292,6 +313,7 @@ def doctor() -> None:
 @click.option("--force", is_flag=True, help="Run what is there too, every stage anew.")
 @click.option("--dry-run", is_flag=True, help="Only print the commands of DVC.")
 @one_sentence
+@in_root
 def ablate(names: tuple[str, ...], jobs: int, force: bool, dry_run: bool) -> None:
     """Run the experiments of experiments/NAME.yaml that are not there yet, and renew docs/ablations.md."""
     from pipeline import ablations
@@ -303,11 +325,19 @@ def ablate(names: tuple[str, ...], jobs: int, force: bool, dry_run: bool) -> Non
 
 @main.command()
 @one_sentence
+@in_root
 def ablations() -> None:
     """Renew docs/ablations.md from the experiments that are here and the tables in experiments/results/."""
     from pipeline import ablations
 
     ablations.renew(click.echo)
+
+
+def _refuse_below_root() -> None:
+    here = Path.cwd()
+    roots = [folder for folder in (here, *here.parents) if all((folder / name).is_file() for name in OF_ROOT)]
+    if roots and roots[0] != here:
+        raise ValueError(f"{here} is a folder below the project's root: run this in {roots[0]}")
 
 
 def _prompts(prompts: tuple[str, ...], prompts_file: Path | None) -> list[str]:
@@ -332,6 +362,8 @@ def _name(bundle: str) -> str:
 
 def _bundle(bundle: str) -> Path:
     """The bundle's folder; a version of the registry is pulled into a cache that its digest keys."""
+    if bundle.startswith("models:") or not Path(bundle).exists():
+        _refuse_below_root()
     if not bundle.startswith("models:"):
         return Path(bundle)
 
