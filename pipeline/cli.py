@@ -24,6 +24,8 @@ from stages import sentence, sentences
 LAST_SEED = 2**63 - 1  # torch takes twice as many, so that seed + i fits
 ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # read no params.yaml; the doctor says what is wrong
 
+OF_ROOT = ("params.yaml", "dvc.yaml")  # the files that show a project's root
+
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
     """Turns what went wrong into one sentence, or one for each fault of params.yaml, and exit code 1.
@@ -83,6 +85,17 @@ def _show(path: str | Path) -> None:
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
     with tqdm.external_write_mode() if terminal else nullcontext():
         click.echo(os.fsencode(path))
+
+
+def in_root(function: Callable[..., None]) -> Callable[..., None]:
+    """Makes a command that reads params.yaml, artifacts/ or the registry refuse to run below the project's root."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        _refuse_below_root()
+        function(*args, **kwargs)
+
+    return wrapped
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -208,6 +221,7 @@ def generate(
 @main.command()
 @click.argument("name")
 @one_sentence
+@in_root
 def preset(name: str) -> None:
     """Rewrite params.yaml for the teacher of preset NAME: tiny, flux-dev or qwen-image; comments and the rest stay."""
     from pipeline import params, presets
@@ -223,6 +237,7 @@ def preset(name: str) -> None:
 
 @main.command()
 @one_sentence
+@in_root
 def fetch() -> None:
     """Download the teacher and the LoRAs that params.yaml names, at their pinned revisions."""
     from pipeline import hub, loras, params
@@ -255,6 +270,7 @@ def assemble(checkpoint: Path, base: Path, out: Path) -> None:
     "--out", type=click.Path(path_type=Path), help="The folder to make  [default: named after the reference, here]"
 )
 @one_sentence
+@in_root
 def pull(reference: str, out: Path | None) -> None:
     """Download REFERENCE, a version named models:/name@alias or models:/name/version, and check its bytes."""
     from pipeline import registry
@@ -280,6 +296,7 @@ def pull(reference: str, out: Path | None) -> None:
     help="How the latents move: consistent, or official as in the released Glance code.",
 )
 @one_sentence
+@in_root
 def import_pair(
     slow: Path, fast: Path, out: Path, rule: str, slow_steps: int, fast_steps: int, strength: float, path: str
 ) -> None:
@@ -300,6 +317,7 @@ def import_pair(
     "--out", type=click.Path(path_type=Path), help="The folder to make  [default: evaluation-<the bundle's name>, here]"
 )
 @one_sentence
+@in_root
 def evaluate(bundle: str, out: Path | None) -> None:
     """Measure BUNDLE, a folder or a version, against params.yaml's teacher: what the stage does, for any pair."""
     out = out or Path(f"evaluation-{_name(bundle)}")
@@ -329,6 +347,7 @@ def evaluate(bundle: str, out: Path | None) -> None:
     help="What `glance evaluate` or `dvc repro` measured of the bundle.",
 )
 @one_sentence
+@in_root
 def register(bundle: Path, evaluation: Path) -> None:
     """Publish the last `dvc repro` and register its bundle as `candidate`; the same bytes make no second version.
 
@@ -344,6 +363,7 @@ def register(bundle: Path, evaluation: Path) -> None:
 @click.argument("reference", required=False)
 @click.option("--force", is_flag=True, help="Promote it whatever its retention is.")
 @one_sentence
+@in_root
 def promote(reference: str | None, force: bool) -> None:
     """Make a version the `champion`.
 
@@ -361,6 +381,7 @@ def promote(reference: str | None, force: bool) -> None:
 @main.command()
 @click.option("--fix", is_flag=True, help="First remove what a DVC that was killed left unusable, .dvc/tmp/rwlock.")
 @one_sentence
+@in_root
 def doctor(fix: bool) -> None:
     """Check git, DVC, packages, the teacher and the registry; say what is wrong and how to mend it."""
     from pipeline import diagnosis, rwlock
@@ -380,6 +401,7 @@ def doctor(fix: bool) -> None:
 @main.command()
 @click.option("--all", "everything", is_flag=True, help="Also what stopped stages, pulls by name and downloads left.")
 @one_sentence
+@in_root
 def clean(everything: bool) -> None:
     """Empty .glance/cache: images of the bare model, which the next evaluation makes anew.
 
@@ -402,6 +424,7 @@ def clean(everything: bool) -> None:
 @click.option("--force", is_flag=True, help="Run what is there too, every stage anew.")
 @click.option("--dry-run", is_flag=True, help="Only print the commands of DVC.")
 @one_sentence
+@in_root
 def ablate(names: tuple[str, ...], jobs: int, force: bool, dry_run: bool) -> None:
     """Run the experiments of experiments/NAME.yaml that are not there yet, and renew docs/ablations.md."""
     from pipeline import ablations
@@ -413,11 +436,19 @@ def ablate(names: tuple[str, ...], jobs: int, force: bool, dry_run: bool) -> Non
 
 @main.command()
 @one_sentence
+@in_root
 def ablations() -> None:
     """Renew docs/ablations.md from the experiments that are here and the tables in experiments/results/."""
     from pipeline import ablations
 
     ablations.renew(click.echo)
+
+
+def _refuse_below_root() -> None:
+    here = Path.cwd()
+    roots = [folder for folder in (here, *here.parents) if all((folder / name).is_file() for name in OF_ROOT)]
+    if roots and roots[0] != here:
+        raise ValueError(f"{here} is a folder below the project's root: run this in {roots[0]}")
 
 
 def _prompts(prompts: tuple[str, ...], prompts_file: Path | None) -> list[str]:
@@ -453,6 +484,8 @@ def _name(bundle: str) -> str:
 
 def _bundle(bundle: str) -> Path:
     """The bundle's folder; a version of the registry is pulled into a cache that its digest keys."""
+    if bundle.startswith("models:") or not Path(bundle).exists():
+        _refuse_below_root()
     if not bundle.startswith("models:"):
         return Path(bundle)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import artifacts, loras, params, rwlock, tracking
+from pipeline import artifacts, loras, params, places, rwlock, tracking
 
 DISTRIBUTION = "glance-pipeline"
 
@@ -158,15 +158,31 @@ def fit() -> Finding:
 
 
 def registry() -> Finding:
-    """Does the MLflow store answer?"""
-    uri = tracking.public_uri(tracking.tracking_uri())
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return Finding(True, f"{uri} will be made by the first registration")
+    """Does the MLflow store answer, can it be written to, and are the files of candidate and champion there?"""
+    from pipeline.registry import lost
+
     try:
-        tracking.connect()
+        uri = tracking.tracking_uri()
+        file = places.database_file(uri)
+        if file is not None and not file.exists():
+            return Finding(True, f"{places.public_uri(uri)} will be made by the first registration")
+        store = tracking.connect(uri)
     except OSError as error:
         return Finding(False, str(error), "start the server, or correct or unset MLFLOW_TRACKING_URI")
-    return Finding(True, uri)
+    try:
+        name = params.load().register.name
+    except ValueError:
+        return Finding(False, "params.yaml does not name the model", "correct params.yaml")
+    wrong = {}
+    try:
+        store.probe(name)
+    except OSError as error:
+        wrong[str(error)] = "do so, or every registration fails"
+    try:
+        wrong |= lost(store, name)
+    except OSError as error:
+        wrong[str(error)] = "make the store readable"
+    return Finding(not wrong, "; ".join(wrong) or places.public_uri(uri), "; ".join(dict.fromkeys(wrong.values())))
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {

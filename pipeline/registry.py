@@ -1,17 +1,19 @@
 """Registers a bundle with what made it, promotes a version, pulls one back.
 
 A bundle is known by the digest of its bytes: registering the same bytes again publishes the run but makes no second
-version. A pull takes data, never code, and arrives whole or not at all.
+version, unless the first one's files are gone. A version is made when its files have been read back. A pull takes data,
+never code, and arrives whole or not at all.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline import artifacts, provenance, tracking
-from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, dvc_root, folder_digest, read_json
+from pipeline import artifacts, places, provenance, tracking
+from pipeline.artifacts import BUNDLE, EVALUATION, atomic_dir, folder_digest, read_json
 from pipeline.evaluation import outcome
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.benchmarks.speed import SPEED
@@ -27,6 +29,8 @@ UNKNOWN = "none: no `dvc repro` here made this bundle"  # the tag `provenance` o
 MEASURING = {"generate_images", "evaluate", "time_arms", "report"}  # the stages of the pipeline's own evaluation
 HEADLINE = tuple(key for column in (*SCENES.columns, *SPEED) if column.headline for key in column.keys)
 """What a version is tagged with, of the student's row."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ def register(
 
     Raises:
         ValueError: The bundle is incomplete or holds other files than a bundle may, the evaluation is missing or
-            measured something else, or dvc.lock is missing.
-        ConnectionError: The MLflow server is down or refuses.
+            measured something else, dvc.lock is missing, or the bytes that were uploaded do not come back.
+        ConnectionError: The MLflow server is down or refuses, the experiment is deleted, or its artifact store cannot
+            be written or read.
     """
     store = tracking.connect()
     digest = _verified_digest(bundle)
@@ -81,6 +86,7 @@ def register(
 
     with tracking.locked():
         experiment_id = store.experiment(params.register.name)
+        store.begin(experiment_id)
         with store.run(experiment_id, name) as run_id:
             store.log(run_id, provenance.flatten(settings), provenance.numbers(metrics), facts)
             store.log_files(run_id, {lock: "."} if made_here else {})
@@ -109,7 +115,8 @@ def promote(params: Params, reference: str | None = None, force: bool = False) -
         force: Promote whatever was measured.
 
     Raises:
-        ValueError: The retention is below the threshold or was never measured, or the reference has another form.
+        ValueError: The retention is below the threshold or was never measured, the version's files are gone or changed,
+            or the reference has another form.
         ConnectionError: There is no such version, or the server is down.
     """
     name = params.register.name
@@ -129,6 +136,7 @@ def promote(params: Params, reference: str | None = None, force: bool = False) -
                 f"{version} keeps {float(retention):.3f} of the teacher's score, register.min_retention asks for"
                 f" {threshold:g}: train a better one, or promote it with --force"
             )
+    verify(store, version)
     store.set_alias(version, CHAMPION)
     return version
 
@@ -153,26 +161,47 @@ def pull(reference: str, target: Path | None = None) -> Path:
     parse(reference)
     store = tracking.connect()
     version = find(store, reference)
-    digest = version.tags.get(DIGEST)
-    if digest is None:
-        raise ValueError(f"{version} has no tag {DIGEST}: it was not registered by this pipeline")
+    digest = _digest(version)
     if target is None:
-        target = dvc_root() / ".glance" / "bundles" / digest.removeprefix("sha256:")
+        target = places.home() / "bundles" / digest.removeprefix("sha256:")
     with tracking.locked():  # two pulls of a version into one folder: the second finds it there
         if target.exists():
             if target.is_dir() and artifacts.files(target) and bundle_digest(target) == digest:
                 return target
             raise ValueError(f"{target} exists and is not {version}: remove it, or name another folder")
-        check_files(str(version), store.files(version))
-        with atomic_dir(target) as partial, TemporaryDirectory(dir=partial.parent, prefix=".pull-") as scratch:
-            download = store.download(version, Path(scratch))
-            check_files(str(version), _names(download))
-            got = bundle_digest(download)
-            if got != digest:
-                raise ValueError(f"{version} does not match its digest: registered as {digest}, downloaded {got}")
-            for name in artifacts.files(download):
-                (download / name).rename(partial / name)
+        with atomic_dir(target) as partial:
+            _download(store, str(version), version.source, digest, partial)
     return target
+
+
+def verify(store: Store, version: Version) -> None:
+    """Reads a version's files back.
+
+    Raises:
+        ValueError: They are gone, or not what was registered.
+        ConnectionError: The artifact store cannot be read.
+    """
+    with TemporaryDirectory(dir=places.home(), prefix=".verify-") as scratch:
+        _download(store, str(version), version.source, _digest(version), Path(scratch))
+
+
+def lost(store: Store, name: str) -> dict[str, str]:
+    """What is wrong with the files of a model's candidate and champion, and how to fix it; {} where they are there.
+
+    Raises:
+        ConnectionError: The store refuses.
+    """
+    wrong, versions = {}, store.aliases(name)
+    for alias, advice in (
+        (CANDIDATE, "run `glance register`"),
+        (CHAMPION, "register the champion's bundle anew and promote it, or promote another version"),
+    ):
+        if alias in versions:
+            try:
+                verify(store, versions[alias])
+            except (ValueError, OSError) as error:
+                wrong[f"the {alias}: {error}"] = advice
+    return wrong
 
 
 def check_files(owner: str, names: Iterable[str]) -> None:
@@ -211,6 +240,32 @@ def find(store: Store, reference: str) -> Version:
     """
     name, alias, number = parse(reference)
     return store.by_number(name, number) if alias is None else store.by_alias(name, alias)
+
+
+def _digest(version: Version) -> str:
+    digest = version.tags.get(DIGEST)
+    if digest is None:
+        raise ValueError(f"{version} has no tag {DIGEST}: it was not registered by this pipeline")
+    return digest
+
+
+def _download(store: Store, owner: str, source: str, digest: str, folder: Path) -> None:
+    """Copies the files at a version's source into an empty folder; raises ValueError if they are not the digest's."""
+    from pipeline.export import bundle_digest
+
+    names = store.files(source)
+    if not names:
+        place = places.present(source)
+        raise ValueError(
+            f"{owner} holds no files: nothing is at {places.folder(place) or places.public_uri(place)}; register its"
+            " bundle again"
+        )
+    check_files(owner, names)
+    store.download(source, folder)
+    check_files(owner, _names(folder))
+    got = bundle_digest(folder)
+    if got != digest:
+        raise ValueError(f"{owner} does not match its digest: registered as {digest}, downloaded {got}")
 
 
 def _verified_digest(bundle: Path) -> str:
@@ -267,13 +322,21 @@ def _headline(metrics: Mapping) -> dict[str, float]:
 def _version(
     store: Store, name: str, digest: str, run_id: str, bundle: Path, tags: Mapping[str, str]
 ) -> tuple[Version, bool]:
-    """The version with these bytes, made if there is none, and whether it was made."""
-    found = store.find(name, DIGEST, digest)
-    if found:
-        return found[0], False
-    made = store.create_version(name, store.log_folder(run_id, bundle, FOLDER), run_id, tags)
-    first, *_ = store.find(name, DIGEST, digest)  # another machine may have registered in the meantime: the older stays
-    if first.number < made.number:
+    """The version with these bytes whose files are there, made if there is none, and whether it was made."""
+    lost = set()
+    for version in store.find(name, DIGEST, digest):
+        try:
+            verify(store, version)
+            return version, False
+        except (ValueError, OSError) as error:
+            log.warning("registering these bytes anew: %s", error)
+            lost.add(version.number)
+    source = store.log_folder(run_id, bundle, FOLDER)
+    with TemporaryDirectory(dir=places.home(), prefix=".verify-") as scratch:
+        _download(store, f"the upload of {bundle}", source, digest, Path(scratch))
+    made = store.create_version(name, source, run_id, tags)
+    first, *_ = [version for version in store.find(name, DIGEST, digest) if version.number not in lost]
+    if first.number < made.number:  # another machine has registered in the meantime: the older stays
         store.delete_version(made)
         return first, False
     return made, True

@@ -188,6 +188,32 @@ def test_promote_below_the_threshold_needs_force(project):
     assert glance("promote", "--force").stdout == f"{NAME} version 1 is champion (retention 50.0 %)\n"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["ablate", "rank"], ["ablations"], ["doctor"], ["evaluate", "artifacts/bundle"], ["fetch"], ["register"]),
+        *(["generate", "a star"], ["generate", "a star", "--bundle", f"models:/{NAME}@candidate"], ["preset", "tiny"]),
+        *(["import", "a", "b"], ["promote"], ["pull", f"models:/{NAME}@candidate"]),
+    ],
+)
+def test_a_command_below_the_root_names_the_root(project, monkeypatch, command):
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    (project / "notes/today").mkdir(parents=True)
+    monkeypatch.chdir(project / "notes/today")
+    monkeypatch.delenv("DVC_ROOT")
+    below = f"{project}/notes/today is a folder below the project's root"
+    assert refused(*command) == f"Error: {below}: run this in {project}"
+    assert not any(Path.cwd().iterdir())
+
+
+def test_generate_takes_folders_from_anywhere(project, monkeypatch):
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    (project / "notes").mkdir()
+    monkeypatch.chdir(project / "notes")
+    done = glance("generate", "a star", "--bundle", "../artifacts/bundle", "--teacher", "../artifacts/teacher")
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("command", [["pull", "models:/a@b"], ["promote"], ["register"]])
 def test_a_server_that_is_down_is_one_sentence(project, monkeypatch, command):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -1,10 +1,11 @@
 import json
+import shutil
 import subprocess
 from importlib import metadata
 
 import pytest
 
-from pipeline import backbones, diagnosis
+from pipeline import backbones, diagnosis, params, registry
 from tests.bad_bases import BASES, PARAMETERS, spoil
 from tests.published import write_project
 from tests.tiny import make_tiny_flux
@@ -118,3 +119,33 @@ def test_registry(project, monkeypatch):
     assert diagnosis.registry().ok and not (project / ".glance").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     assert wrong(diagnosis.registry(), "no MLflow server answers at http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "localhost:5000")
+    assert wrong(diagnosis.registry(), "MLFLOW_TRACKING_URI must begin with http://")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://127.0.0.1:9/runs")
+    assert wrong(diagnosis.registry(), "needs the Python package psycopg")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///new.db")
+    assert diagnosis.registry().text == f"sqlite:///{project}/new.db will be made by the first registration"
+
+
+def test_what_a_registration_would_stumble_over_is_found(project):
+    registry.register(params.load())
+    assert registry.promote(params.load()).number == 1
+    assert diagnosis.registry() == diagnosis.Finding(True, f"sqlite:///{project}/.glance/mlflow.db")
+
+    (bundle,) = project.glob(".glance/mlartifacts/*/artifacts/bundle")
+    shutil.rmtree(bundle)
+    lost = diagnosis.registry()
+    assert wrong(lost, "the candidate: glance-scenes version 1 holds no files: nothing is at /")
+    assert wrong(lost, "the champion: glance-scenes version 1 holds no files: nothing is at /")
+    assert lost.mend.startswith("run `glance register`; register the champion's bundle anew and promote it, or")
+    assert registry.register(params.load()).version.number == 2
+    assert "candidate" not in diagnosis.registry().text and wrong(diagnosis.registry(), "the champion: ")
+    registry.promote(params.load())
+    assert diagnosis.registry().ok
+
+    shutil.rmtree(project / ".glance/mlartifacts")
+    (project / ".glance/mlartifacts").write_text("in the way")
+    assert wrong(diagnosis.registry(), ".glance/mlartifacts cannot be written (")
+    assert wrong(diagnosis.registry(), "the candidate: glance-scenes version 2 holds no files")
+    (project / "params.yaml").write_text("teacher: 3\n")
+    assert wrong(diagnosis.registry(), "params.yaml does not name the model")

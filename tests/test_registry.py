@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import params, registry, tracking
+from pipeline import diagnosis, params, registry, tracking
 from pipeline.export import bundle_digest
 from tests.conftest import slow
 from tests.published import ROOT, write_bundle, write_evaluation, write_project
 
+BIN = Path(sys.executable).parent
 NAME = "glance-scenes"
 CANDIDATE = f"models:/{NAME}@candidate"
 
@@ -264,6 +265,29 @@ def test_register_and_pull_over_http(fresh_project, server, tmp_path, monkeypatc
         registry.pull(CANDIDATE, tmp_path / "tampered")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["champion", "project", "pulled"]
 
+    assert f"the candidate: {NAME} version 1 does not match its digest" in diagnosis.registry().text
+    third = registry.register(params.load())
+    assert (third.created, third.version.number) == (True, 2)
+    shutil.rmtree(artifacts)
+    with pytest.raises(ValueError, match=rf"{NAME} version 2 holds no files: nothing is at mlflow-artifacts:/"):
+        registry.pull(CANDIDATE, tmp_path / "gone")
+    assert registry.register(params.load()).version.number == 3
+    assert bundle_digest(registry.pull(CANDIDATE, tmp_path / "back")) == bundle_digest("artifacts/bundle")
+    assert registry.promote(params.load()).number == 3
+    assert diagnosis.registry() == diagnosis.Finding(True, uri)
+    assert not list(artifacts.rglob("*probe*"))
+
+    killed(fresh_project, "log_files")
+    registry.register(params.load())
+    parents, children = runs()
+    assert [run.info.status for run in [*parents, *children]].count("KILLED") == 1
+    assert "RUNNING" not in {run.info.status for run in [*parents, *children]}
+    client = tracking.connect()._client
+    client.delete_experiment(client.get_experiment_by_name(NAME).experiment_id)
+    command = f"restore it with `mlflow experiments restore --experiment-id {parents[0].info.experiment_id}`"
+    with pytest.raises(ConnectionError, match=command):
+        registry.register(params.load())
+
 
 def _flip(file):
     content = bytearray(file.read_bytes())
@@ -336,6 +360,174 @@ def test_an_evaluation_without_the_student_is_refused_before_anything_is_written
     with pytest.raises(ValueError, match="metrics.json has no arms.student"):
         registry.register(params.load())
     assert tracking.connect()._client.get_experiment_by_name(NAME) is None
+
+
+def move(project, name, monkeypatch):
+    """Renames the project's folder and goes there."""
+    return enter(project.rename(project.parent / name), monkeypatch)
+
+
+def enter(root, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    return root
+
+
+def stored(project):
+    """The folders with a bundle's bytes that the registry has under the project."""
+    return sorted(project.glob(".glance/mlartifacts/*/artifacts/bundle"))
+
+
+@pytest.mark.parametrize("name", ["renamed", "50%25 off", "Проект №1"])
+def test_a_moved_project_pulls_and_registers_in_its_new_place(project, tmp_path, monkeypatch, name):
+    first = registry.register(params.load())
+    moved = move(project, name, monkeypatch)
+    folder = registry.pull(CANDIDATE, tmp_path / "pulled")
+    assert bundle_digest(folder) == bundle_digest(moved / "artifacts/bundle")
+    assert diagnosis.registry().ok
+
+    second = registry.register(params.load())
+    assert not second.created and second.version.number == first.version.number
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "pulled"])
+    client = tracking.connect()._client
+    for run_id in (first.run_id, second.run_id):  # in MLflow's page the runs have their files again
+        place = client.get_run(run_id).info.artifact_uri
+        assert place == (moved / ".glance/mlartifacts" / run_id / "artifacts").as_uri()
+        assert "dvc.lock" in {file.path for file in client.list_artifacts(run_id)}
+    assert second.version.source.startswith(moved.as_uri())
+
+
+def test_a_copied_project_leaves_the_original_alone(project, tmp_path, monkeypatch):
+    registry.register(params.load())
+    copy = enter(Path(shutil.copytree(project, tmp_path / "copy")), monkeypatch)
+    before = {path: path.stat().st_mtime_ns for path in project.rglob("*")}
+    _flip(stored(project)[0] / "slow.safetensors")
+    assert bundle_digest(registry.pull(CANDIDATE, tmp_path / "pulled")) == bundle_digest(copy / "artifacts/bundle")
+    assert not registry.register(params.load()).created
+    write_bundle(copy / "artifacts/bundle", seed=1)
+    write_evaluation(copy, retention=0.97)
+    assert registry.register(params.load()).version.source.startswith(copy.as_uri())
+    assert {path: path.stat().st_mtime_ns for path in project.rglob("*")}.keys() == before.keys()
+    enter(project, monkeypatch)
+    assert [int(version.version) for version in versions()] == [1]
+
+
+@pytest.mark.parametrize("shared", ["shared.db", "project/shared.db"])
+def test_two_projects_on_one_database_keep_their_files_apart_and_read_each_other(project, monkeypatch, shared):
+    uri = f"sqlite:///{project.parent / shared}"
+    shutil.move(project / ".glance/mlflow.db", project.parent / shared)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    other = enter(write_project(project.parent / "other", seed=1), monkeypatch)
+    registry.register(params.load())
+    written = sorted(other.rglob("*"))
+    enter(project, monkeypatch)
+    second = registry.register(params.load())
+    assert (second.created, second.version.number) == (True, 2)
+    assert len(stored(project)) == 1 and sorted(other.rglob("*")) == written
+    for root in (project, other):
+        enter(root, monkeypatch)
+        for number in (1, 2):
+            assert registry.pull(f"models:/{NAME}/{number}", root / f"pulled-{number}").is_dir()
+
+
+def test_the_same_bytes_are_uploaded_again_when_their_files_are_gone(project, tmp_path, caplog):
+    registry.register(params.load())
+    shutil.rmtree(project / ".glance/mlartifacts")
+    with pytest.raises(ValueError, match=rf"{NAME} version 1 holds no files: nothing is at {project}/.glance/mlartif"):
+        registry.pull(CANDIDATE, tmp_path / "pulled")
+    with pytest.raises(ValueError, match=f"{NAME} version 1 holds no files"):
+        registry.promote(params.load())
+    done = registry.register(params.load())
+    assert (done.created, done.version.number) == (True, 2)
+    assert f"registering these bytes anew: {NAME} version 1 holds no files" in caplog.text
+    assert registry.find(tracking.connect(), CANDIDATE).number == 2
+    assert bundle_digest(registry.pull(CANDIDATE, tmp_path / "pulled")) == bundle_digest("artifacts/bundle")
+    assert not registry.register(params.load()).created
+
+
+def test_the_same_bytes_are_uploaded_again_when_their_files_have_changed(project):
+    registry.register(params.load())
+    _flip(stored(project)[0] / "fast.safetensors")
+    assert registry.register(params.load()).version.number == 2
+    assert len(stored(project)) == 2
+
+
+def test_an_upload_that_does_not_come_back_is_no_version(project, monkeypatch):
+    log_folder = tracking.Store.log_folder
+
+    def loses_a_byte(*arguments):
+        source = log_folder(*arguments)
+        _flip(stored(project)[0] / "slow.safetensors")
+        return source
+
+    monkeypatch.setattr(tracking.Store, "log_folder", loses_a_byte)
+    with pytest.raises(ValueError, match="the upload of artifacts/bundle does not match its digest: registered as sha"):
+        registry.register(params.load())
+    assert versions() == []
+    assert {run.info.status for run in runs()[0]} == {"FAILED"}
+
+
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(project, tmp_path):
+    registry.register(params.load())
+    client = tracking.connect()._client
+    client.delete_experiment(client.get_experiment_by_name(NAME).experiment_id)
+    with pytest.raises(ConnectionError, match=f"experiment {NAME} of MLflow at .* is deleted: restore it") as refused:
+        registry.register(params.load())
+    assert str(refused.value) in diagnosis.registry().text
+    assert registry.pull(CANDIDATE, tmp_path / "pulled").is_dir()  # what is registered stays
+    command = str(refused.value).split("`")[1]
+    subprocess.run(command, shell=True, check=True, env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"})
+    assert not registry.register(params.load()).created
+    assert len(runs()[0]) == 2
+
+
+def test_a_deleted_run_and_a_deleted_model_are_no_obstacle(project, tmp_path):
+    done = registry.register(params.load())
+    client = tracking.connect()._client
+    client.delete_run(done.run_id)
+    assert registry.pull(CANDIDATE, tmp_path / "pulled").is_dir()
+    assert not registry.register(params.load()).created
+    client.delete_registered_model(NAME)
+    with pytest.raises(ConnectionError, match=f"refused: .*{NAME}.* not found"):
+        registry.pull(CANDIDATE, tmp_path / "again")
+    assert registry.register(params.load()).created
+    assert registry.pull(CANDIDATE, tmp_path / "again").is_dir()
+
+
+def test_an_alias_that_somebody_moved_comes_back_to_what_is_registered(project):
+    registry.register(params.load())
+    write_bundle(project / "artifacts/bundle", seed=1)
+    write_evaluation(project, retention=0.97)
+    assert registry.register(params.load()).version.number == 2
+    tracking.connect()._client.set_registered_model_alias(NAME, "candidate", "1")
+    assert registry.register(params.load()).version.number == 2
+    assert registry.find(tracking.connect(), CANDIDATE).number == 2
+
+
+def killed(project, when):
+    """A registration that gets SIGKILL when it calls this method of the store."""
+    program = f"""
+import os, signal
+from pipeline import diagnosis, params, registry, tracking
+tracking.Store.{when} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+registry.register(params.load())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", program], cwd=project, env=environment).returncode == -signal.SIGKILL
+
+
+def test_the_next_registration_ends_the_runs_of_a_killed_one(project, monkeypatch):
+    store = tracking.connect()
+    alive = store._start(store.experiment(NAME), "of somebody else", None)
+    for when in ("log_folder", "log_files"):
+        killed(project, when)
+        assert {run.info.run_name for run in runs()[0] if run.info.status == "RUNNING"} > {"of somebody else"}
+    move(project, "renamed", monkeypatch)
+    done = registry.register(params.load())
+    parents, children = runs()
+    status = {run.info.run_id: run.info.status for run in [*parents, *children]}
+    assert [run_id for run_id in status if status[run_id] == "RUNNING"] == [alive]
+    assert list(status.values()).count("KILLED") == 2 and status[done.run_id] == "FINISHED"
 
 
 def test_promote_sets_the_champion(project):

@@ -1,8 +1,12 @@
+import errno
 import os
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -105,8 +109,133 @@ def test_a_server_that_never_answers_is_one_sentence(monkeypatch):
             tracking.connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
-def test_a_message_does_not_show_a_password():
-    assert tracking.public_uri("https://me:secret@host:1/path") == "https://host:1/path"
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (
+            "postgresql://me:secret@127.0.0.1:9/runs",
+            "the database postgresql://127.0.0.1:9/runs needs the Python package",
+        ),
+        ("mysql://127.0.0.1:9/runs", "needs the Python package mysqlclient: pip install mysqlclient"),
+        ("mssql+pyodbc://127.0.0.1:9/runs", "needs the Python package pyodbc: pip install pyodbc"),
+        (
+            "sqlite:///notes.txt",
+            r"notes.txt cannot be opened \(.*not a database\): correct or unset MLFLOW_TRACKING_URI",
+        ),
+        ("sqlite:///folder", r"my project/folder cannot be opened \(.*unable to open database file\): correct"),
+        ("sqlite:///notes.txt/x.db", "my project/notes.txt/x.db cannot be opened"),
+        ("nothing://127.0.0.1:9", "MLflow at nothing://127.0.0.1:9 refused: .*unsupported URI 'nothing://127.0.0.1:9'"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_one_sentence_at_once(project, monkeypatch, uri, message):
+    (project / "folder").mkdir()
+    (project / "notes.txt").write_text("no database " * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=message) as raised:
+        tracking.connect()
+    assert "\n" not in str(raised.value) and "secret" not in str(raised.value)
+    assert time.monotonic() - start < 30  # MLflow alone would try for minutes
+
+
+def test_the_own_database_that_cannot_be_opened_is_one_sentence(project):
+    (project / ".glance").mkdir()
+    (project / ".glance/mlflow.db").write_text("no database " * 100)
+    with pytest.raises(ConnectionError, match=r"mlflow.db cannot be opened \(.*\): restore it, or move it away"):
+        tracking.connect()
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """A database with MLflow's tables, which takes seconds to make."""
+    root = tmp_path_factory.mktemp("tables")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(root))
+        tracking.connect(f"sqlite:///{root}/mlflow.db")
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def store(project, tables):
+    """The project's store, without an experiment yet."""
+    (project / ".glance").mkdir()
+    shutil.copy(tables, project / ".glance/mlflow.db")
+    return tracking.connect()
+
+
+def log(store, project):
+    """Writes a file into a new run of the experiment `name`."""
+    (project / "table.csv").write_text("a,b\n")
+    with store.run(store.experiment("name"), "run") as run_id:
+        store.log_files(run_id, {project / "table.csv": "."})
+
+
+def test_the_tables_of_another_mlflow_are_one_sentence(project, tables):
+    newer = shutil.copy(tables, project / "newer.db")
+    for statement in ("UPDATE alembic_version SET version_num = 'feedfacecafe'", "DROP TABLE scorer_versions"):
+        with closing(sqlite3.connect(newer)) as database, database:
+            database.execute(statement)
+        with pytest.raises(ConnectionError, match="newer.db belong to another MLflow than the installed 3.*: install "):
+            tracking.connect(f"sqlite:///newer.db?{statement[:4]}=1")  # MLflow remembers a database by its URI
+
+
+def test_a_probe_leaves_nothing(store, project):
+    store.probe("name")
+    log(store, project)
+    before = sorted(project.rglob("*"))
+    store.probe("name")
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_database_that_cannot_be_written_is_one_sentence(store, project, monkeypatch):
+    monkeypatch.setattr(tracking, "BUSY_S", 0.1)
+    with closing(sqlite3.connect(project / ".glance/mlflow.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        for needs_it in (store.probe, store.experiment):
+            with pytest.raises(ConnectionError, match=r"mlflow.db cannot be written \(database is locked\): let this"):
+                needs_it("name")
+
+
+def test_an_artifact_store_whose_library_is_not_installed_is_one_sentence(store, project):
+    store._client.create_experiment("name", artifact_location="s3://bucket/runs")
+    for needs_it in (lambda: store.probe("name"), lambda: log(store, project)):
+        with pytest.raises(ConnectionError, match="^the artifact store s3://bucket/.* needs the Python package boto3"):
+            needs_it()
+
+
+def test_an_artifact_folder_that_cannot_be_written_or_read_is_one_sentence(store, project):
+    (project / ".glance/mlartifacts").write_text("in the way")
+    for needs_it in (lambda: store.probe("name"), lambda: log(store, project)):
+        with pytest.raises(ConnectionError, match=r"^the artifact store /.*/mlartifacts.* cannot be written \(.*\): "):
+            needs_it()
+    (project / "lost.json").symlink_to("nowhere")
+    with pytest.raises(ConnectionError, match=r"^the artifact store /.*my project cannot be read \(.*\): let this"):
+        store.files(project.as_uri())
+
+
+def test_a_download_that_fails_says_why(store, project):
+    (project / "bundle").mkdir()
+    (project / "bundle/a.json").symlink_to("/etc/hostname")
+    with pytest.raises(ConnectionError, match=r"bundle cannot be read \(Invalid path: .*outside the artifact dir"):
+        store.download((project / "bundle").as_uri(), project)
+
+
+def test_a_full_disk_stays_a_full_disk(store, project, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    monkeypatch.setattr("mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository.log_artifact", fails)
+    with pytest.raises(OSError, match="No space left") as raised:
+        log(store, project)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_files_are_not_kept_in_a_folder_of_another_machine(store):
+    store._client.create_experiment("name", artifact_location="/srv/of-a-server/mlruns/1")
+    for needs_it in (store.probe, store.experiment):
+        with pytest.raises(ConnectionError, match="keeps its files in /srv/of-a-server/mlruns/1, which is not on this"):
+            needs_it("name")
+    assert not Path("/srv/of-a-server").exists()
 
 
 def test_the_lock_may_be_entered_twice_by_one_process():
