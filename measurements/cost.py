@@ -44,7 +44,9 @@ class Bench:
 
     def __init__(self, shipped: Params, folder: Path, device: torch.device, quick: bool):
         self.shipped, self.folder, self.device, self.quick = shipped, folder, device, quick
-        self.backbone: Backbone = backbones.load(ROOT / shipped.teacher.path, device, dtype=shipped.teacher.dtype)
+        self.backbone: Backbone = backbones.load(
+            replace(shipped.teacher.base, path=ROOT / shipped.teacher.path), device
+        )
         prompted = self.backbone.encode(["a red star on black"], shipped.teacher.max_sequence_length)
         self.flops: dict[int, Flops] = {size: count(self.backbone, prompted, size, size) for size in self.sizes}
 

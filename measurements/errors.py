@@ -61,12 +61,8 @@ class Paths:
 
     def _field(self, rows: slice, scale: float) -> Velocity:
         positive = {name: tensor[rows] for name, tensor in self.positive.items()}
-        count = len(next(iter(positive.values())))
-        fields = [
-            base.field(self.backbone, conditioning, self.bundle.guidance.guidance_scale)
-            for conditioning in (positive, base.repeat(self.negative, count))
-        ]
-        return self.backbone.guide(*fields, scale)
+        embedded = self.bundle.guidance.guidance_scale
+        return base.guided(self.backbone, positive, self.negative, guidance_scale=embedded, true_cfg_scale=scale)
 
     def _guided(self, rows: slice, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
         return euler_states(self._field(rows, self.bundle.guidance.teacher_true_cfg_scale), x, sigmas)

@@ -26,6 +26,7 @@ from torch import Tensor
 from pipeline import adapters, artifacts, backbones, params, phases, training
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
+from pipeline.backbones.teacher import Teacher
 from pipeline.guidance import forwards
 from pipeline.jobs import Job, Settings
 from pipeline.partition import Partition, compute
@@ -231,12 +232,14 @@ def measure(name: str, kind: str, small: bool, pixels: int, repeats: int, device
         folder = Path(temporary)
         write_teacher(model, folder / "teacher", small, device)
         gc.collect()
-        backbone = backbones.load(folder / "teacher", device, ("transformer",), "bf16", kind)
+        teacher = Teacher(path=folder / "teacher", dtype="bf16", quantization=kind)
+        backbone = backbones.load(teacher, device, ("transformer",))
         peak_gib(device)
         grid = backbone.grid(pixels, pixels)
-        positive = base.field(backbone, conditioning(model, 1), 3.5, grid)
-        velocity = backbone.guide(
-            positive, base.field(backbone, conditioning(model, 1), 3.5, grid), model.true_cfg_scale
+        prompts = conditioning(model, 1), conditioning(model, 1)
+        positive, velocity = (
+            base.guided(backbone, *prompts, guidance_scale=3.5, true_cfg_scale=scale, grid=grid)
+            for scale in (1.0, model.true_cfg_scale)
         )
         noise, paths = backbone.noise([0], pixels, pixels), partitions(backbone, pixels)
         ids = next(iter(paths.values()))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from measurements.gpu import DOCS, ROOT, keep, machine_name, machine_tables, random_adapter
 from pipeline import adapters, artifacts, backbones, params, phases
 from pipeline.backbones import base
+from pipeline.backbones.teacher import Teacher
 from pipeline.export import Bundle
 from pipeline.partition import compute
 from pipeline.sampling import PhasePlan, fixed_plan, sample_plan, two_phase_plan
@@ -61,9 +62,9 @@ def measure(teacher: Path, folder: Path, batch: int, rounds: int, device: torch.
     shipped = params.load(ROOT / "params.yaml")
     bundle = Bundle.load(folder) if folder.is_dir() else None
     size = bundle or shipped.teacher
-    dtype = size.dtype
-    bare = backbones.load(teacher, device, ("text", "transformer"), dtype)
-    beside = backbones.load(teacher, device, ("transformer",), dtype)  # carries the low-rank layers all the time
+    model = Teacher(path=teacher, dtype=size.dtype)
+    bare = backbones.load(model, device, ("text", "transformer"))
+    beside = backbones.load(model, device, ("transformer",))  # carries the low-rank layers all the time
     if bundle:
         plan, states, rank = bundle.plan(bare), bundle.states(), bundle.rank
     else:
@@ -75,7 +76,7 @@ def measure(teacher: Path, folder: Path, batch: int, rounds: int, device: torch.
     noise = bare.noise(range(batch), size.height, size.width)
 
     def run(backbone: base.Backbone, plan: PhasePlan, select: Callable[[str | None], None]) -> Callable[[], Tensor]:
-        velocity = base.field(backbone, conditioning, 3.5, grid)
+        velocity = base.guided(backbone, conditioning, None, guidance_scale=3.5, true_cfg_scale=1, grid=grid)
 
         def call() -> Tensor:
             with torch.inference_mode():

@@ -6,7 +6,7 @@ The captions are the first held-out one of each task and the seeds are the evalu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -18,9 +18,10 @@ from measurements.gpu import ROOT
 from pipeline import artifacts, backbones, export, params, schedule
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation import prompts
+from pipeline.evaluation import exam
 from pipeline.evaluation.pictures import INK, PAPER
 from pipeline.export import Bundle
+from pipeline.prompts import load_prompts
 from pipeline.sampling import euler
 
 SCALE = 3  # pixels of the strip for a pixel of an image, so that small images stay sharp
@@ -92,9 +93,15 @@ def teacher_images(backbone: Backbone, bundle: Bundle, captions: list[str], seed
     """The teacher's images, uint8 (N, H, W, 3), from the noise that `export.generate` gives the student."""
     guidance, grid = bundle.guidance, backbone.grid(bundle.height, bundle.width)
     positive = backbone.encode(captions, bundle.max_sequence_length)
-    negative = base.repeat(backbone.encode([guidance.negative_prompt], bundle.max_sequence_length), len(captions))
-    fields = [base.field(backbone, texts, guidance.guidance_scale, grid) for texts in (positive, negative)]
-    velocity = backbone.guide(*fields, guidance.teacher_true_cfg_scale)
+    negative = backbone.encode([guidance.negative_prompt], bundle.max_sequence_length)
+    velocity = base.guided(
+        backbone,
+        positive,
+        negative,
+        guidance_scale=guidance.guidance_scale,
+        true_cfg_scale=guidance.teacher_true_cfg_scale,
+        grid=grid,
+    )
     sigmas = backbone.schedule(bundle.height, bundle.width).sigmas(schedule.base_levels(bundle.teacher_steps))
     x = euler(velocity, backbone.noise(seeds, bundle.height, bundle.width), sigmas)
     return backbone.decode(x, bundle.height, bundle.width).numpy()
@@ -108,20 +115,22 @@ def main(project: Path, out: Path) -> None:
     settings = params.load(project / "params.yaml")
     bundle = Bundle.load(project / artifacts.BUNDLE)
     measured = artifacts.read_json(project / artifacts.EVALUATION / "metrics.json")["arms"]
+    times = artifacts.read_json(project / artifacts.LATENCY)["arms"]
     teacher, evaluation = settings.teacher, settings.evaluation
-    exam = prompts.exam(None, evaluation.prompts, evaluation.seed, teacher.height, teacher.width)
-    if exam.tasks is None:
-        raise click.ClickException(f"the strip shows a caption of each task: {exam.unscored}")
-    chosen = first_of_each(exam.tasks)
-    captions, seeds = [exam.prompts[i] for i in chosen], [evaluation.seed + i for i in chosen]
-    backbone = backbones.load(project / teacher.path, "cpu", dtype=teacher.dtype, loras=teacher.loras)
+    prompts = load_prompts(None, evaluation.prompts, "evaluation", evaluation.seed, "evaluation")
+    asked = exam.of(prompts, evaluation.seed, teacher.height, teacher.width)
+    if asked.tasks is None:
+        raise click.ClickException(f"the strip shows a caption of each task: {asked.unscored}")
+    chosen = first_of_each(asked.tasks)
+    captions, seeds = [prompts[i] for i in chosen], [evaluation.seed + i for i in chosen]
+    backbone = backbones.load(replace(teacher.base, path=project / teacher.path), "cpu")
     with torch.inference_mode():
         made = {
             "teacher": teacher_images(backbone, bundle, captions, seeds),
             "student": export.generate(backbone, bundle, captions, seeds).numpy(),
         }
     lines = [
-        Line(name.capitalize(), measured[name]["nfe"], measured[name]["latency_ms_batch1"], images)
+        Line(name.capitalize(), measured[name]["nfe"], times[name]["latency_ms_batch1"], images)
         for name, images in made.items()
     ]
     with artifacts.atomic_file(out) as partial:

@@ -6,8 +6,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipeline import backbones
 from pipeline.artifacts import read_text
+from pipeline.backbones.teacher import DTYPES
 from pipeline.loras import Lora
 
 
@@ -29,7 +29,7 @@ def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], imported: bool)
         height=manifest["height"],
         width=manifest["width"],
         tokens=manifest["max_sequence_length"],
-        dtype=backbones.DTYPES[manifest["dtype"]],
+        dtype=DTYPES[manifest["dtype"]],
         styles="".join(map(_fused, manifest["loras"])),
         fused=" with the LoRAs that are fused into it above" if manifest["loras"] else "",
         guided="".join(f"\n    {name}={value!r}," for name, value in guided.items()),

@@ -187,9 +187,7 @@ def generate(
     made = 0
     try:
         if len(kept) < len(texts):
-            backbone = backbones.load(
-                base, device, dtype=loaded.dtype, quantization=quantization, loras=loaded.loras, offload=offload
-            )
+            backbone = backbones.load(loaded.base(base, quantization), device, offload=offload)
             if compiled:
                 backbone.compile()
             with progress(total=len(texts) - len(kept), what="generating", unit="image") as bar:

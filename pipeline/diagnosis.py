@@ -116,7 +116,7 @@ def teacher() -> Finding:
     from pipeline.backbones import weight_files
 
     try:
-        base = backbones.load(path, loaded.runtime.device, (), settings.dtype, settings.quantization)
+        base = backbones.load(settings.base, loaded.runtime.device, ())
         base.schedule(settings.height, settings.width)
         for name in (name for part in base.part_modules.values() for name in part):
             weight_files.renamed(path / name)

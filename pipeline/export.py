@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline import adapters, backbones, card, paths, phases
 from pipeline.artifacts import folder_digest, read_json, save_safetensors, write_json
-from pipeline.backbones.base import Backbone, field, repeat
+from pipeline.backbones.base import Backbone, guided
+from pipeline.backbones.teacher import Teacher
 from pipeline.guidance import forwards
 from pipeline.loras import Lora, pinned
 from pipeline.params import StudentParams, TeacherParams
@@ -70,7 +71,7 @@ class Bundle:
     width: int
     max_sequence_length: int
     dtype: str
-    """Of the base's weights and latents, as in `backbones.DTYPES`."""
+    """Of the base's weights and latents, one of `teacher.DTYPES`."""
     guidance: Guidance
     base_license: str
     rank: int
@@ -122,6 +123,12 @@ class Bundle:
             ValueError: A file is unreadable, or holds anything but finite pairs of the bundle's rank.
         """
         return {phase: self._state(self.folder / f"{phase}.safetensors") for phase in PHASES}
+
+    def base(self, path: str | Path | None = None, quantization: str = "none") -> Teacher:
+        """The model that the adapters belong to, in the folder that the manifest names or in another one."""
+        return Teacher(
+            path=Path(path or self.base_model), dtype=self.dtype, quantization=quantization, loras=self.loras
+        )
 
     def plan(self, backbone: Backbone) -> PhasePlan:
         """What the model is told, how far the latents move and which adapter acts in each of the K steps."""
@@ -249,12 +256,13 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
         raise ValueError(f"every prompt needs a seed, got {len(prompts)} prompts and {len(seeds)} seeds")
     guidance, grid = bundle.guidance, backbone.grid(bundle.height, bundle.width)
 
-    conditioning = backbone.encode(prompts, bundle.max_sequence_length)
-    velocity = field(backbone, conditioning, guidance.guidance_scale, grid)
-    if forwards(guidance.student_true_cfg_scale) == 2:
-        negative = repeat(backbone.encode([guidance.negative_prompt], bundle.max_sequence_length), len(prompts))
-        unguided = field(backbone, negative, guidance.guidance_scale, grid)
-        velocity = backbone.guide(velocity, unguided, guidance.student_true_cfg_scale)
+    scale = guidance.student_true_cfg_scale
+    conditioning, negative = backbone.encode(prompts, bundle.max_sequence_length), None
+    if forwards(scale) == 2:
+        negative = backbone.encode([guidance.negative_prompt], bundle.max_sequence_length)
+    velocity = guided(
+        backbone, conditioning, negative, guidance_scale=guidance.guidance_scale, true_cfg_scale=scale, grid=grid
+    )
 
     noise = backbone.noise(seeds, bundle.height, bundle.width)
     with phases.acting(backbone.transformer, bundle.states(), fused, backbone.home) as select:

@@ -14,6 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline import loras, names
 from pipeline.artifacts import read_text
+from pipeline.backbones.teacher import Teacher
 from pipeline.loras import Lora
 
 LARGEST = 10**14  # of an integer that has no bound of its own: sizes are products of some, which must fit into 64 bits
@@ -53,6 +54,11 @@ class TeacherParams:
     true_cfg_scale: float = _number(at_least=1)
     guidance_scale: float = _number(at_least=0)
     negative_prompt: str
+
+    @property
+    def base(self) -> Teacher:
+        """The model as `backbones.load` takes it."""
+        return Teacher(path=Path(self.path), dtype=self.dtype, quantization=self.quantization, loras=self.loras)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,15 +92,14 @@ def cache(params: Params, plan: Callable[[Backbone], Recording], folder: Path, p
         ValueError: As `backbones.load`, `plan` and `record` do.
     """
     teacher, device = params.teacher, params.runtime.device
-    how = teacher.dtype, teacher.quantization, teacher.loras
-    backbone = backbones.load(teacher.path, device, ("text",), *how)
+    backbone = backbones.load(teacher.base, device, ("text",))
     backbone.check_files(backbones.PARTS)  # now, not after hours: all of it may have changed since the stage `check`
     recording, schedule = plan(backbone), backbone.schedule(teacher.height, teacher.width)
     key = recording_key(recording, teacher.path, backbone.device, teacher.loras)
     scratch = artifacts.checkpoint_dir(f"cache_{folder.name}", key)
     encode(backbone, recording, scratch)
     del backbone  # a large teacher's text encoders are gone before its transformer comes
-    backbone = backbones.load(teacher.path, device, ("transformer",), *how)
+    backbone = backbones.load(teacher.base, device, ("transformer",))
     total = len(recording.ranges) * recording.steps
     with progress(total=total, what=f"recording {len(recording)} {folder.name}", unit="step") as bar:
         for number, steps in record(backbone, recording, scratch):
@@ -152,10 +151,13 @@ def _states(
     """The teacher's states of one range, each (count, T, C)."""
     height, width = recording.height, recording.width
     grid = backbone.grid(height, width)
-    guided = backbone.guide(
-        base.field(backbone, conditioning, recording.guidance_scale, grid),
-        base.field(backbone, base.repeat(negative, count), recording.guidance_scale, grid),
-        recording.true_cfg_scale,
+    guided = base.guided(
+        backbone,
+        conditioning,
+        negative,
+        guidance_scale=recording.guidance_scale,
+        true_cfg_scale=recording.true_cfg_scale,
+        grid=grid,
     )
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:

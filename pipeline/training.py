@@ -49,10 +49,7 @@ def checkpoint_key(job: Job, *recordings: Path) -> str:
 
 def load_teacher(params: Params) -> Backbone:
     """The teacher as a training holds it: its transformer alone. Raises ValueError as `backbones.load` does."""
-    teacher = params.teacher
-    backbone = backbones.load(
-        teacher.path, params.runtime.device, ("transformer",), teacher.dtype, teacher.quantization, teacher.loras
-    )
+    backbone = backbones.load(params.teacher.base, params.runtime.device, ("transformer",))
     if params.runtime.gradient_checkpointing:
         backbone.transformer.enable_gradient_checkpointing()
     return backbone

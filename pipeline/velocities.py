@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import adapters, phases, precision
-from pipeline.backbones.base import Backbone, Conditioning, repeat
-from pipeline.guidance import Velocity, forwards
+from pipeline.backbones.base import Backbone, Conditioning, guided
+from pipeline.guidance import Velocity
 from pipeline.jobs import Job
 from pipeline.trajectories import Recording
 
@@ -53,13 +53,15 @@ class Velocities:
         return v
 
     def _guided(self, model: Callable[..., Tensor], guidance_scale: float, true_cfg_scale: float) -> Velocity:
-        def on(prompts: Conditioning) -> Velocity:
-            return lambda x, sigma: model(x, sigma, prompts, guidance_scale, self._grid)
-
-        if forwards(true_cfg_scale) == 1:
-            return on(self._conditioning)
-        size = len(next(iter(self._conditioning.values())))
-        return self._backbone.guide(on(self._conditioning), on(repeat(self._negative, size)), true_cfg_scale)
+        return guided(
+            self._backbone,
+            self._conditioning,
+            self._negative,
+            guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
+            grid=self._grid,
+            model=model,
+        )
 
 
 def with_adapter(backbone: Backbone, name: str) -> Callable[..., Tensor]:

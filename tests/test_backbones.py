@@ -11,6 +11,7 @@ from torch import nn
 from pipeline import backbones
 from pipeline.backbones import base
 from pipeline.backbones.stock import pack
+from pipeline.backbones.teacher import Teacher
 from pipeline.sampling import euler
 from pipeline.schedule import base_levels
 from tests.tiny import (
@@ -63,13 +64,17 @@ def stock_run(path, height=HEIGHT, width=WIDTH, steps=6, output_type="pil", **op
 
 
 def our_latents(backbone, true_cfg_scale=1.0, guidance_scale=3.5, height=HEIGHT, width=WIDTH, steps=6, negative=""):
-    grid = backbone.grid(height, width)
-    fields = [
-        base.field(backbone, backbone.encode(prompts, MAX_SEQUENCE_LENGTH), guidance_scale, grid)
-        for prompts in (PROMPTS, [negative] * len(PROMPTS))
-    ]
+    positive, unguided = (backbone.encode(prompts, MAX_SEQUENCE_LENGTH) for prompts in (PROMPTS, [negative]))
+    velocity = base.guided(
+        backbone,
+        positive,
+        unguided,
+        guidance_scale=guidance_scale,
+        true_cfg_scale=true_cfg_scale,
+        grid=backbone.grid(height, width),
+    )
     sigmas = backbone.schedule(height, width).sigmas(base_levels(steps))
-    return euler(backbone.guide(*fields, true_cfg_scale), backbone.noise(SEEDS, height, width), sigmas)
+    return euler(velocity, backbone.noise(SEEDS, height, width), sigmas)
 
 
 def our_images(backbone, height=HEIGHT, width=WIDTH, **options):
@@ -133,7 +138,7 @@ def test_velocity_tells_each_row_its_own_sigma_and_prompt(paths, family):
 
 @pytest.mark.parametrize(("family", "latents"), [("flux", torch.bfloat16), ("z_image", torch.float32)])
 def test_weights_of_16_bits(paths, family, latents):
-    backbone = backbones.load(paths[family], device="cpu", dtype="bf16")
+    backbone = backbones.load(Teacher(path=paths[family], dtype="bf16"), "cpu")
     noise = backbone.noise([3], HEIGHT, WIDTH)
     x = noise.float()
     v = backbone.velocity(x, torch.ones(1), backbone.encode(["a star"], 16), 1.0)

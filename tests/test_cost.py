@@ -77,8 +77,9 @@ def test_a_forward_counts_what_torch_counts(tmp_path, make):
     backbone = backbones.load(make(tmp_path), "cpu", ("text", "transformer"))
     prompted = backbone.encode(["a red star on black"], 12)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted, torch.inference_mode():
-        x, velocity = backbone.noise([0], 64, 32), base.field(backbone, prompted, 3.5, backbone.grid(64, 32))
-        velocity(x, torch.ones(1))
+        grid = backbone.grid(64, 32)
+        velocity = base.guided(backbone, prompted, None, guidance_scale=3.5, true_cfg_scale=1, grid=grid)
+        velocity(backbone.noise([0], 64, 32), torch.ones(1))
     mask = prompted.get("prompt_embeds_mask")
     if mask is not None:  # the forward reads no further
         prompted = {name: tensor[:, : int(mask.sum())] for name, tensor in prompted.items()}

@@ -20,6 +20,7 @@ from torch import nn
 
 from pipeline import adapters, backbones, diagnosis, export, hub, loras, params, phases
 from pipeline.backbones import quantization
+from pipeline.backbones.teacher import Teacher
 from pipeline.cli import main
 from pipeline.loras import Lora
 from pipeline.partition import compute
@@ -61,6 +62,11 @@ def write(file, module, rank=2, seed=0, alpha=None, shape=(32, 32)):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({keys[0]: a, keys[1]: b, **extra}, path)
     return (1 if alpha is None else alpha / rank) * b @ a
+
+
+def load(path, *chosen, **how):
+    """A teacher's transformer with LoRAs fused into it."""
+    return backbones.load(Teacher(path=path, loras=chosen, **how), "cpu", ("transformer",))
 
 
 def weights(transformer):
@@ -120,7 +126,7 @@ def test_fused_weights_are_w_plus_weight_b_a(teachers, here, family):
     second = write(HUB, module, rank=3, seed=1)
     bare = weights(backbones.load(teachers[family], "cpu", ("transformer",)).transformer)
     chosen = (Lora("a.safetensors", 0.5), Lora(HUB, -2.0))
-    transformer = backbones.load(teachers[family], "cpu", ("transformer",), loras=chosen).transformer
+    transformer = load(teachers[family], *chosen).transformer
     assert not any(isinstance(layer, LoraLayer) for layer in transformer.modules()) and phases.fusable(transformer)
     assert not any(weight.requires_grad for weight in transformer.parameters())
     bare[f"{module}.weight"] += 0.5 * first - 2 * second
@@ -135,7 +141,7 @@ def test_stock_diffusers_fuses_the_same(teachers, here, family):
     pipe.load_lora_weights("loras", weight_name="a.safetensors")
     pipe.fuse_lora(components=["transformer"], lora_scale=0.7)
     pipe.unload_lora_weights()
-    ours = backbones.load(teachers[family], "cpu", ("transformer",), loras=[Lora("a.safetensors", 0.7)]).transformer
+    ours = load(teachers[family], Lora("a.safetensors", 0.7)).transformer
     for name, weight in weights(pipe.transformer).items():
         torch.testing.assert_close(ours.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
 
@@ -143,13 +149,13 @@ def test_stock_diffusers_fuses_the_same(teachers, here, family):
 def test_bfloat16_weights_are_rounded_once(teachers, here):
     delta = write("a.safetensors", MODULE["flux"])
     path, name = teachers["flux"], f"{MODULE['flux']}.weight"
-    bare = backbones.load(path, "cpu", ("transformer",), "bf16").transformer.state_dict()[name]
-    fused = backbones.load(path, "cpu", ("transformer",), "bf16", loras=[Lora("a.safetensors")]).transformer
+    bare = load(path, dtype="bf16").transformer.state_dict()[name]
+    fused = load(path, Lora("a.safetensors"), dtype="bf16").transformer
     assert torch.equal(fused.state_dict()[name], (bare.float() + delta).bfloat16())
 
 
 def test_without_the_transformer_nothing_is_read(teachers, here):
-    backbones.load(teachers["flux"], "cpu", ("text",), loras=[Lora("nowhere.safetensors")])
+    backbones.load(Teacher(path=teachers["flux"], loras=(Lora("nowhere.safetensors"),)), "cpu", ("text",))
 
 
 def test_the_digest_follows_bytes_and_weight_and_is_the_old_one_without_loras(teachers, here):
@@ -176,7 +182,7 @@ def test_the_digest_follows_bytes_and_weight_and_is_the_old_one_without_loras(te
 def test_a_lora_of_another_base_is_one_sentence(teachers, here, module, shape, message):
     write("a.safetensors", module, shape=shape)
     with pytest.raises(ValueError, match=message):
-        backbones.load(teachers["flux"], "cpu", ("transformer",), loras=[Lora("a.safetensors")])
+        load(teachers["flux"], Lora("a.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -192,12 +198,12 @@ def test_a_lora_that_would_make_weights_infinite_is_one_sentence(teachers, here,
     tensors[f"transformer.{MODULE['flux']}.lora_B.weight"] *= spoil
     save_file(tensors, "loras/a.safetensors")
     with pytest.raises(ValueError, match=message):
-        backbones.load(teachers["flux"], "cpu", ("transformer",), loras=[Lora("a.safetensors", weight)])
+        load(teachers["flux"], Lora("a.safetensors", weight))
 
 
 def test_a_missing_file_is_named_with_the_mend(teachers, here):
     with pytest.raises(ValueError, match=r"the LoRA loras/a.safetensors is missing: copy it to loras/a.safetensors; a"):
-        backbones.load(teachers["flux"], "cpu", ("transformer",), loras=[Lora("a.safetensors")])
+        load(teachers["flux"], Lora("a.safetensors"))
     with pytest.raises(ValueError, match=f"the LoRA loras/{HUB} is missing: run `glance fetch`"):
         backbones.digest(teachers["flux"], [Lora(HUB)])
 
@@ -207,8 +213,8 @@ def test_a_missing_file_is_named_with_the_mend(teachers, here):
 def test_a_quantised_weight_is_rounded_after_the_addition(teachers, here, kind):
     delta = 0.01 * write("a.safetensors", MODULE["flux"])
     path, name = teachers["flux"], MODULE["flux"]
-    original = backbones.load(path, "cpu", ("transformer",), "bf16").transformer.state_dict()[f"{name}.weight"]
-    fused = backbones.load(path, "cpu", ("transformer",), "bf16", kind, [Lora("a.safetensors", 0.01)]).transformer
+    original = load(path, dtype="bf16").transformer.state_dict()[f"{name}.weight"]
+    fused = load(path, Lora("a.safetensors", 0.01), dtype="bf16", quantization=kind).transformer
     assert not phases.fusable(fused)
     expected = nn.Sequential(nn.Linear(32, 32, bias=False, dtype=torch.bfloat16))
     expected[0].weight.data = (original.float() + delta).bfloat16()
@@ -216,7 +222,7 @@ def test_a_quantised_weight_is_rounded_after_the_addition(teachers, here, kind):
 
     quantize_(expected, quantization._torchao(kind))
     assert torch.equal(fused.get_submodule(name).weight.dequantize(), expected[0].weight.dequantize())
-    bare = backbones.load(path, "cpu", ("transformer",), "bf16", kind).transformer
+    bare = load(path, dtype="bf16", quantization=kind).transformer
     assert type(bare.get_submodule(name).weight) is type(fused.get_submodule(name).weight)
 
 
@@ -270,7 +276,7 @@ def test_the_models_card_makes_the_image_of_generate(styled, teachers):
     scope = {}
     exec(code, scope)
     stock = torch.tensor(list(scope["image"].getdata())).view(64, 64, 3)
-    backbone = backbones.load(teachers["flux"], "cpu", loras=styled.loras)
+    backbone = backbones.load(Teacher(path=teachers["flux"], loras=styled.loras), "cpu")
     ours = export.generate(backbone, styled, ["a red star"], [0])[0]
     assert (ours.int() - stock.int()).abs().max() <= 1
     bare = export.generate(backbones.load(teachers["flux"], "cpu"), styled, ["a red star"], [0])[0]

@@ -8,6 +8,7 @@ import torch
 
 from measurements.gpu import MODELS, write_configs
 from pipeline import backbones, memory, mends
+from pipeline.backbones.teacher import Teacher
 from pipeline.params import RuntimeParams
 from tests.recorded import record_tiny, small_params
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
@@ -40,7 +41,7 @@ MAKERS = {"flux": make_tiny_flux, "qwen_image": make_tiny_qwen_image, "z_image":
 @pytest.mark.parametrize("family", MAKERS)
 def test_the_weights_are_those_of_the_loaded_transformer(tmp_path, family):
     path = MAKERS[family](tmp_path / "teacher")
-    backbone = backbones.load(path, "cpu", ("transformer",), "bf16")
+    backbone = backbones.load(Teacher(path=path, dtype="bf16"), "cpu", ("transformer",))
     loaded = sum(weight.numel() * weight.element_size() for weight in backbone.transformer.parameters())
     assert memory._weights(backbone.skeleton(), "bf16", "none") == loaded
     assert memory._weights(backbone.skeleton(), "bf16", "nf4") < 0.5 * loaded

@@ -9,6 +9,7 @@ import torch
 from pipeline import adapters, backbones, jobs, phases, training
 from pipeline.backbones import base, quantization
 from pipeline.backbones.quantization import PACKAGES
+from pipeline.backbones.teacher import Teacher
 from pipeline.trajectories import Trajectories
 from tests.recorded import record_tiny
 
@@ -19,14 +20,15 @@ def recorded(tmp_path_factory):
 
 
 def load(recorded, quantization, parts=("transformer",)):
-    return backbones.load(recorded.teacher, "cpu", parts, "bf16", quantization)
+    return backbones.load(Teacher(path=recorded.teacher, dtype="bf16", quantization=quantization), "cpu", parts)
 
 
 def output(backbone, recorded):
     conditioning = Trajectories(recorded.trajectories).conditioning([0, 1])
     x = backbone.noise([1, 2], 64, 64)
     with torch.no_grad():
-        return base.field(backbone, conditioning, 3.5)(x, torch.tensor([0.9, 0.4])).float()
+        velocity = base.guided(backbone, conditioning, None, guidance_scale=3.5, true_cfg_scale=1)
+        return velocity(x, torch.tensor([0.9, 0.4])).float()
 
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="pip install -e '.[quantization]'")

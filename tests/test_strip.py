@@ -56,8 +56,12 @@ def test_images_stand_under_their_captions_enlarged_by_whole_pixels():
 def folder(tmp_path_factory):
     folder = write_project(tmp_path_factory.mktemp("strip"))
     make_tiny_flux(folder / "artifacts" / "teacher")
-    arms = {"teacher": {"nfe": 100, "latency_ms_batch1": 291.0}, "student": {"nfe": 8, "latency_ms_batch1": 31.3}}
-    (folder / "artifacts/evaluation/metrics.json").write_text(json.dumps({"arms": arms}))
+    for file, arms in (
+        ("evaluation/metrics.json", {"teacher": {"nfe": 100}, "student": {"nfe": 8}}),
+        ("timing/latency.json", {"teacher": {"latency_ms_batch1": 291.0}, "student": {"latency_ms_batch1": 31.3}}),
+    ):
+        (folder / "artifacts" / file).parent.mkdir(exist_ok=True)
+        (folder / "artifacts" / file).write_text(json.dumps({"arms": arms}))
     return folder
 
 

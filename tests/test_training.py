@@ -14,6 +14,7 @@ import torch
 from pipeline import adapters, artifacts, backbones, batches, jobs, phases, training, velocities
 from pipeline import precision as arithmetic
 from pipeline.backbones.base import concat, index, repeat
+from pipeline.backbones.teacher import Teacher
 from pipeline.objectives import OBJECTIVES, Objective, regression
 from pipeline.objectives.base import constant, error
 from pipeline.training import Checkpoint
@@ -182,7 +183,7 @@ def test_bfloat16_keeps_the_timestep_and_comes_close(recorded, trajectories):
 
 
 def test_a_transformer_in_16_bits_trains_an_adapter_in_32(recorded, trajectories):
-    backbone = backbones.load(recorded.teacher, "cpu", parts=("transformer",), dtype="bf16")
+    backbone = backbones.load(Teacher(path=recorded.teacher, dtype="bf16"), "cpu", ("transformer",))
     base = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
     job = make_job(recorded, train_steps=30, learning_rate=0.01)
     losses = [record.loss for record in training.train(backbone, trajectories, job)]

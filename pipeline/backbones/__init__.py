@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import artifacts
+from pipeline.backbones.teacher import Teacher
 from pipeline.loras import Lora, content
 from pipeline.names import meant_path
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.backbones.stock import StockBackbone
 
 PARTS = ("text", "transformer", "vae")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @contextmanager
@@ -60,23 +60,18 @@ FAMILIES: dict[str, Callable[[], type[StockBackbone]]] = {
 
 
 def load(
-    path: str | Path,
+    teacher: Teacher | str | Path,
     device: str | torch.device = "auto",
     parts: Sequence[str] = PARTS,
-    dtype: str = "fp32",
-    quantization: str = "none",
-    loras: Sequence[Lora] = (),
+    *,
     offload: bool = False,
 ) -> StockBackbone:
     """The backbone of a diffusers pipeline directory.
 
     Args:
-        path: The directory.
+        teacher: The model; a path alone is the model in that folder, in float32 and as it is.
         device: A torch device, or "auto" for a GPU where there is one.
         parts: Which of "text", "transformer" and "vae" to load; the methods that need another one raise.
-        dtype: Of weights and latents, one of DTYPES.
-        quantization: Of the transformer's linear layers: "int8", "fp8", "nf4", or "none".
-        loras: Fused into the transformer, where that is loaded.
         offload: Keep the parts in main memory, and on the device only the one that was asked for last.
 
     Raises:
@@ -88,8 +83,8 @@ def load(
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
         raise ValueError(f"parts must be among {', '.join(PARTS)}, got {', '.join(unknown)}")
-    made_of = family(path)
-    return made_of(Path(path), resolve_device(device), tuple(parts), DTYPES[dtype], quantization, loras, offload)
+    asked = teacher if isinstance(teacher, Teacher) else Teacher.at(teacher)
+    return family(asked.path)(asked, resolve_device(device), tuple(parts), offload=offload)
 
 
 def family(path: str | Path) -> type[StockBackbone]:

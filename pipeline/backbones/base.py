@@ -1,12 +1,12 @@
 """What the pipeline asks of a model family."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.guidance import Velocity
+from pipeline.guidance import Velocity, forwards
 from pipeline.schedule import Schedule
 
 Conditioning = dict[str, Tensor]
@@ -81,19 +81,39 @@ class Backbone(Protocol):
         """The images of latents at sigma = 0: uint8 (B, height, width, 3) on the CPU, rounded as diffusers does."""
 
 
-def field(
+def guided(
     backbone: Backbone,
     conditioning: Conditioning,
+    negative: Conditioning | None,
+    *,
     guidance_scale: float,
+    true_cfg_scale: float,
     grid: tuple[int, int] | None = None,
+    model: Callable[..., Tensor] | None = None,
 ) -> Velocity:
-    """The backbone as a velocity of x and sigma, for one batch of prompts."""
-    conditioning = move(conditioning, backbone.device)
+    """The backbone as a velocity of x and sigma under B prompts, with true CFG as its own pipeline does it.
 
-    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        return backbone.velocity(x, sigma, conditioning, guidance_scale, grid)
+    Args:
+        backbone: The model.
+        conditioning: Of the prompts, B rows.
+        negative: Of the negative prompt, one row; not read where true_cfg_scale is 1, which is one forward per step.
+        guidance_scale: The embedded guidance.
+        true_cfg_scale: Above 1, a step takes a second forward, under the negative prompt.
+        grid: (rows, columns) of the tokens; None = square.
+        model: Stands in for `backbone.velocity`, with its arguments: the same model with an adapter.
+    """
+    forward = model or backbone.velocity
 
-    return velocity
+    def under(prompts: Conditioning) -> Velocity:
+        prompts = move(prompts, backbone.device)
+        return lambda x, sigma: forward(x, sigma, prompts, guidance_scale, grid)
+
+    if forwards(true_cfg_scale) == 1:
+        return under(conditioning)
+    if negative is None:
+        raise ValueError(f"true_cfg_scale {true_cfg_scale} needs the conditioning of a negative prompt, got none")
+    count = len(next(iter(conditioning.values())))
+    return backbone.guide(under(conditioning), under(repeat(negative, count)), true_cfg_scale)
 
 
 def index(conditioning: Conditioning, ids: Sequence[int] | Tensor) -> Conditioning:

@@ -22,9 +22,9 @@ from pipeline import artifacts, fusing, mends
 from pipeline.backbones import quantization as quantizing
 from pipeline.backbones import weight_files
 from pipeline.backbones.base import Conditioning
+from pipeline.backbones.teacher import Teacher
 from pipeline.guidance import Velocity, forwards, true_cfg
 from pipeline.lora_names import Target
-from pipeline.loras import Lora
 from pipeline.schedule import Schedule, check_scheduler
 
 WORD_START = re.compile(r"[▁Ġ]([a-z]+)")  # how T5's and Qwen's vocabularies mark a token that begins a word
@@ -49,12 +49,9 @@ class StockBackbone(ABC):
     """A backbone (see base.py) over a diffusers pipeline directory; a family fills in what differs.
 
     Args:
-        path: The directory.
+        teacher: The directory, and how its weights are held; its LoRAs are fused, see `fusing.fuse`.
         device: Where the loaded parts lie.
         parts: Which of "text", "transformer" and "vae" to load.
-        dtype: Of weights and latents.
-        quantization: Of the transformer's linear layers, one of `quantization.PACKAGES`; "none" = as they are.
-        loras: What is fused into the transformer, see `fusing.fuse`.
         offload: Keep the parts in main memory, and on the device only the one that was asked for last.
 
     Raises:
@@ -74,16 +71,8 @@ class StockBackbone(ABC):
     lora_names: ClassVar[dict[str, Target]] = {}
     """What else trainers call the transformer's layers in a LoRA file; "{}" is a block's number."""
 
-    def __init__(
-        self,
-        path: Path,
-        device: torch.device,
-        parts: Sequence[str],
-        dtype: torch.dtype,
-        quantization: str = "none",
-        loras: Sequence[Lora] = (),
-        offload: bool = False,
-    ):
+    def __init__(self, teacher: Teacher, device: torch.device, parts: Sequence[str], *, offload: bool = False):
+        path, dtype, quantization = teacher.path, teacher.torch_dtype, teacher.quantization
         self.path = path
         self.offload, self.home = offload, torch.device("cpu") if offload else device
         self.device, self.dtype, self.parts = device, dtype, tuple(parts)
@@ -111,8 +100,8 @@ class StockBackbone(ABC):
                     raise
                 said = " ".join(str(error).split()).replace(str(folder), str(path))[:300]
                 raise ValueError(f"teacher: {path} cannot be loaded: {said}") from error
-        if loras and "transformer" in parts:
-            fusing.fuse(self, loras, quantization)
+        if teacher.loras and "transformer" in parts:
+            fusing.fuse(self, teacher.loras, quantization)
         if "vae" in parts and isinstance(self._pipe.vae, AutoencoderKL):
             self._pipe.vae.to(memory_format=torch.channels_last)  # its convolutions take a quarter less time
         self._resident: str | None = None  # the part on the device, where only one is

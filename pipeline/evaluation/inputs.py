@@ -163,9 +163,7 @@ def read(params: Params, source: Source) -> Inputs:
     )
 
     def load() -> Backbone:
-        runtime = params.runtime
-        how = teacher.dtype, teacher.quantization, teacher.loras, runtime.offload
-        backbone = backbones.load(teacher.path, runtime.device, backbones.PARTS, *how)
+        backbone = backbones.load(teacher.base, params.runtime.device, offload=params.runtime.offload)
         shapes = adapters.linear_shapes(backbone.transformer)
         for name, state in states.items():  # now, not after the teacher's images
             adapters.check(state, shapes, str(files[name]), f"the transformer of {teacher.path}")

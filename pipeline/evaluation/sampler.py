@@ -24,7 +24,7 @@ DECODED_AT_ONCE = 16  # images; of 64 at once the small VAE's activations leave 
 
 @dataclass(frozen=True)
 class Prompted:
-    """Text conditioning of a batch; `negative` only for a guided arm."""
+    """Text conditioning of a batch; `negative`, one row, only for a guided arm."""
 
     positive: Conditioning
     negative: Conditioning | None
@@ -68,7 +68,7 @@ class Sampler:
         positive = self._encode(prompts)
         if guidance.forwards(arm.true_cfg_scale) == 1:
             return Prompted(positive, None)
-        return Prompted(positive, base.repeat(self._encode([self.negative_prompt]), len(prompts)))
+        return Prompted(positive, self._encode([self.negative_prompt]))
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         with torch.inference_mode():
@@ -82,7 +82,7 @@ class Sampler:
             return Prompted(self._last[1], None)
         if self._negative is None:
             self._negative = self._encode([self.negative_prompt])
-        return Prompted(self._last[1], base.repeat(self._negative, len(prompts)))
+        return Prompted(self._last[1], self._negative)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Where the arms start, (B, T, C); depends on the seeds alone."""
@@ -91,10 +91,14 @@ class Sampler:
     def denoise(self, arm: Arm, prompted: Prompted, noise: Tensor) -> Tensor:
         """The denoising loop of an arm whose adapters `weights` holds, (B, T, C) to (B, T, C)."""
         with torch.inference_mode():
-            velocity = base.field(self.backbone, prompted.positive, self.guidance_scale, self.grid)
-            if prompted.negative is not None:
-                unguided = base.field(self.backbone, prompted.negative, self.guidance_scale, self.grid)
-                velocity = self.backbone.guide(velocity, unguided, arm.true_cfg_scale)
+            velocity = base.guided(
+                self.backbone,
+                prompted.positive,
+                prompted.negative,
+                guidance_scale=self.guidance_scale,
+                true_cfg_scale=arm.true_cfg_scale,
+                grid=self.grid,
+            )
             return sampling.sample_plan(velocity, noise, arm.plan, self.weights.select)
 
     def decode(self, x: Tensor) -> np.ndarray:
