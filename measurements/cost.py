@@ -20,19 +20,20 @@ import torch
 from measurements import cost_page
 from measurements.cost_model import GUIDANCE, Flops, count, published_work, work
 from measurements.gpu import DOCS, MODELS, ROOT, machine_name, random_adapter, seconds
-from pipeline import artifacts, backbones, params, training
+from pipeline import artifacts, backbones, params
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation import arms, exam, frechet, latency, metrics
+from pipeline.evaluation import arms, latency
 from pipeline.evaluation.sampler import Sampler
+from pipeline.evaluation.scores import exam, frechet, metrics
 from pipeline.evaluation.weights import ArmWeights
-from pipeline.jobs import Job, Settings
+from pipeline.flow.schedule import base_levels
 from pipeline.params import Params
-from pipeline.partition import compute
-from pipeline.recording import encode, publish, record
-from pipeline.sampling import two_phase_plan
+from pipeline.partition import compute, two_phase_plan
+from pipeline.recording.record import encode, publish, record
+from pipeline.recording.trajectories import Recording, Trajectories
 from pipeline.scenes import captions
-from pipeline.schedule import base_levels
-from pipeline.trajectories import Recording, Trajectories
+from pipeline.training import loop
+from pipeline.training.jobs import Job, Settings
 
 PIXELS = (32, 64, 96, 128)
 SHORT_STEPS = 10
@@ -115,7 +116,7 @@ class Bench:
             true_cfg_scale=self.shipped.student.true_cfg_scale,
         )
         times = []
-        for _ in training.train(self.backbone, Trajectories(cache, verify=False), job):
+        for _ in loop.train(self.backbone, Trajectories(cache, verify=False), job):
             times.append(self.clock())
         self.backbone.transformer.unload_lora()
         row = {"batch": batch, "pixels": pixels, "tokens": self.tokens(pixels)}

@@ -16,11 +16,10 @@ from pipeline import backbones, params, presets
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.evaluation import arms
 from pipeline.evaluation.timing import LATENCY_BATCHES
-from pipeline.guidance import forwards
+from pipeline.flow.guidance import forwards
 from pipeline.params import Params
-from pipeline.partition import compute
-from pipeline.sampling import two_phase_plan
-from pipeline.trajectories import Recording
+from pipeline.partition import compute, two_phase_plan
+from pipeline.recording.trajectories import Recording
 
 GUIDANCE = 3.5
 

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from measurements.gpu import DOCS, ROOT
-from pipeline import artifacts, backbones, phases, schedule
+from pipeline import artifacts, backbones
+from pipeline.adapters import switching
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation import frechet, metrics
-from pipeline.export import Bundle
-from pipeline.guidance import Velocity
+from pipeline.bundle.export import Bundle
+from pipeline.evaluation.scores import frechet, metrics
+from pipeline.flow import schedule
+from pipeline.flow.guidance import Velocity
+from pipeline.flow.sampling import euler, euler_states
 from pipeline.partition import Partition
-from pipeline.sampling import euler, euler_states
 from pipeline.scenes import captions
 
 BATCH = 64
@@ -80,7 +82,7 @@ class Paths:
     @contextmanager
     def student(self) -> Iterator[Callable[[str, Tensor, Tensor], Tensor]]:
         """Yields a function of a phase, its states and noise levels: where the student ends from there."""
-        with phases.acting(self.backbone.transformer, self.bundle.states()) as select:
+        with switching.acting(self.backbone.transformer, self.bundle.states()) as select:
 
             def follow(phase: str, x: Tensor, sigmas: Tensor) -> Tensor:
                 select(phase)

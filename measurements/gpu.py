@@ -23,17 +23,19 @@ import diffusers
 import torch
 from torch import Tensor
 
-from pipeline import adapters, artifacts, backbones, params, phases, training
+from pipeline import adapters, artifacts, backbones, params
+from pipeline.adapters import switching
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.backbones.teacher import Teacher
-from pipeline.guidance import forwards
-from pipeline.jobs import Job, Settings
-from pipeline.partition import Partition, compute
-from pipeline.recording import publish
-from pipeline.sampling import fixed_plan, sample_plan, two_phase_plan
-from pipeline.schedule import base_levels
-from pipeline.trajectories import NEGATIVE, Recording, Trajectories, shard_name
+from pipeline.flow.guidance import forwards
+from pipeline.flow.sampling import fixed_plan, sample_plan
+from pipeline.flow.schedule import base_levels
+from pipeline.partition import Partition, compute, two_phase_plan
+from pipeline.recording.record import publish
+from pipeline.recording.trajectories import NEGATIVE, Recording, Trajectories, shard_name
+from pipeline.training import loop
+from pipeline.training.jobs import Job, Settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "measured"
@@ -217,7 +219,7 @@ def train_seconds(backbone: Backbone, trajectories: Trajectories, partition: Par
     )
     backbone.transformer.enable_gradient_checkpointing()
     times, start = [], time.perf_counter()
-    for _ in training.train(backbone, trajectories, job):
+    for _ in loop.train(backbone, trajectories, job):
         times.append(time.perf_counter() - start)
         start = time.perf_counter()
     backbone.transformer.disable_gradient_checkpointing()
@@ -269,10 +271,10 @@ def measure(name: str, kind: str, small: bool, pixels: int, repeats: int, device
             row[f"base_{steps}_s"] = seconds(run(positive, bare), device, repeats)
             states = {phase: random_adapter(backbone, seed) for seed, phase in enumerate(("slow", "fast"))}
             for how, fused in (("fused", True), ("unfused", False)):
-                if fused and not phases.fusable(backbone.transformer):
+                if fused and not switching.fusable(backbone.transformer):
                     row[f"student_{steps}_{how}_s"] = None
                     continue
-                with phases.acting(backbone.transformer, states, fused) as select:
+                with switching.acting(backbone.transformer, states, fused) as select:
                     row[f"student_{steps}_{how}_s"] = seconds(
                         run(positive, two_phase_plan(path), select), device, repeats
                     )

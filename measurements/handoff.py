@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from measurements.gpu import DOCS, ROOT, keep, machine_name, machine_tables, random_adapter
-from pipeline import adapters, artifacts, backbones, params, phases
+from pipeline import adapters, artifacts, backbones, params
+from pipeline.adapters import switching
 from pipeline.backbones import base
 from pipeline.backbones.teacher import Teacher
-from pipeline.export import Bundle
-from pipeline.partition import compute
-from pipeline.sampling import PhasePlan, fixed_plan, sample_plan, two_phase_plan
+from pipeline.bundle.export import Bundle
+from pipeline.flow.sampling import PhasePlan, fixed_plan, sample_plan
+from pipeline.partition import compute, two_phase_plan
 
 LIMITS = {"fused": 1.03, "unfused": 1.15}
 """At most so many times what the base forwards take."""
@@ -90,8 +91,8 @@ def measure(teacher: Path, folder: Path, batch: int, rounds: int, device: torch.
         return time.perf_counter()
 
     with ExitStack() as stack:
-        fused = stack.enter_context(phases.acting(bare.transformer, states))
-        unfused = stack.enter_context(phases.acting(beside.transformer, states, fused=False))
+        fused = stack.enter_context(switching.acting(bare.transformer, states))
+        unfused = stack.enter_context(switching.acting(beside.transformer, states, fused=False))
         arms = {
             "base": run(bare, fixed_plan(plan.sigmas), fused),
             "fused": run(bare, plan, fused),

@@ -15,14 +15,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from measurements.gpu import ROOT
-from pipeline import artifacts, backbones, export, params, schedule
+from pipeline import artifacts, backbones, params
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation import exam
+from pipeline.bundle import export
+from pipeline.bundle.export import Bundle
 from pipeline.evaluation.pictures import INK, PAPER
-from pipeline.export import Bundle
+from pipeline.evaluation.scores import exam
+from pipeline.flow import schedule
+from pipeline.flow.sampling import euler
 from pipeline.prompts import load_prompts
-from pipeline.sampling import euler
 
 SCALE = 3  # pixels of the strip for a pixel of an image, so that small images stay sharp
 GAP = 16  # pixels between images

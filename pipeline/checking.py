@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import adapters, anchors, backbones, fusing, objectives, params, partition, prompts, rivals
+from pipeline import adapters, backbones, objectives, params, partition, prompts
+from pipeline.backbones import fusing
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms
+from pipeline.flow.schedule import Schedule
 from pipeline.params import Faults, Params, WrongValue, refusals, require_all
-from pipeline.schedule import Schedule
+from pipeline.recording import anchors
+from pipeline.training import rivals
 
 if TYPE_CHECKING:
     from pipeline.backbones.stock import StockBackbone
@@ -139,6 +142,12 @@ def _quantization(values: Params, teacher: _Teacher) -> None:
         quantization.require(values.teacher.quantization, device)
 
 
+def _family(values: Params, teacher: _Teacher) -> None:
+    found = teacher.family.family
+    if values.teacher.family != found:
+        raise ValueError(f"teacher.family must be {found} for {teacher.path}, got {values.teacher.family!r}")
+
+
 def _folder(values: Params, teacher: _Teacher) -> None:
     teacher.backbone.check_files(backbones.PARTS)
 
@@ -155,6 +164,7 @@ def _loras(values: Params, teacher: _Teacher) -> None:
 
 
 CHECKS: tuple[Callable[[Params, _Teacher], None], ...] = (
+    _family,
     _folder,
     _loras,
     _device,

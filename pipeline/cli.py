@@ -18,8 +18,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from pipeline import artifacts, mends
-from stages import sentence, sentences
+from pipeline import artifacts, out_of_memory
+from pipeline.console import progress, sentence, sentences, set_threads
 
 LAST_SEED = 2**63 - 1  # torch takes twice as many, so that seed + i fits
 ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # read no params.yaml; the doctor says what is wrong
@@ -45,8 +45,8 @@ def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
             said = "\nError: ".join(sentences(error, "the command"))
             raise click.ClickException(_noted(said, error)) from error
         except (RuntimeError, MemoryError) as error:
-            if mends.out_of_memory(error):
-                said = mends.sentence(error, mends.generating(kwargs, mends.on_gpu(error)))
+            if out_of_memory.out_of_memory(error):
+                said = out_of_memory.sentence(error, out_of_memory.generating(kwargs, out_of_memory.on_gpu(error)))
             elif kwargs.get("compiled") and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
                 said = f"--compile needs a C++ compiler, and on a GPU Triton: {sentence(error)}"
             else:
@@ -169,8 +169,8 @@ def generate(
     _check_out(out, resume)
     folder = _bundle(bundle)
 
-    from pipeline import backbones, export, generating, image_files
-    from stages import progress
+    from pipeline import backbones, image_files
+    from pipeline.bundle import export, generating
 
     loaded = export.Bundle.load(folder)
     one_file = out.suffix == ".png"
@@ -184,7 +184,8 @@ def generate(
     origin = generating.Origin.of(loaded, quantization)
     files = [] if one_file else [out / name for name in image_files.names(texts)]
     kept = generating.finished(origin, texts, seed, files) if resume else set()
-    made = 0
+    made: set[int] = set()
+    saving: int | None = None  # a stop can come between the last byte of a file and the note that it is there
     try:
         if len(kept) < len(texts):
             backbone = backbones.load(loaded.base(base, quantization), device, offload=offload)
@@ -195,12 +196,15 @@ def generate(
                     if tiles:
                         tiles.place(number, image)
                     if files:
+                        saving = number
                         image_files.save(image, files[number], origin.texts(texts[number], seed + number))
-                        made += 1
+                        made.add(number)
                         _show(files[number])
                     bar.update()
     except BaseException as error:
-        there = len(kept) + made
+        if saving is not None and generating.finished(origin, [texts[saving]], seed + saving, [files[saving]]):
+            made.add(saving)
+        there = len(kept) + len(made)
         if one_file and isinstance(error, KeyboardInterrupt):
             error.add_note(f"{out} is not written")
         elif there or isinstance(error, KeyboardInterrupt):
@@ -213,7 +217,7 @@ def generate(
         image_files.save(tiles.image, path, origin.texts(texts[0], seed) if one_file and len(texts) == 1 else None)
         _show(path)
     if resume:
-        click.echo(f"{len(kept)} images kept, {made} made", err=True)
+        click.echo(f"{len(kept)} images kept, {len(made)} made", err=True)
 
 
 @main.command()
@@ -238,10 +242,11 @@ def preset(name: str) -> None:
 @in_root
 def fetch() -> None:
     """Download the teacher and the LoRAs that params.yaml names, at their pinned revisions."""
-    from pipeline import hub, loras, params
+    from pipeline import params, styles
+    from pipeline.backbones import hub
 
     teacher = params.load().teacher
-    wanted = [lora for lora in loras.missing(teacher.loras) if lora.hub]
+    wanted = [lora for lora in styles.missing(teacher.loras) if lora.hub]
     if not (wanted and Path(teacher.path).is_dir()):
         if teacher.hub is None:
             raise ValueError("teacher.hub must name owner/name@revision to fetch it, got null")
@@ -257,7 +262,7 @@ def fetch() -> None:
 @one_sentence
 def assemble(checkpoint: Path, base: Path, out: Path) -> None:
     """Make a teacher's folder of CHECKPOINT, a transformer in one .safetensors file, and the base's other parts."""
-    from pipeline import assembling
+    from pipeline.backbones import assembling
 
     _show(assembling.assemble(checkpoint, base, out))
 
@@ -271,7 +276,7 @@ def assemble(checkpoint: Path, base: Path, out: Path) -> None:
 @in_root
 def pull(reference: str, out: Path | None) -> None:
     """Download REFERENCE, a version named models:/name@alias or models:/name/version, and check its bytes."""
-    from pipeline import registry
+    from pipeline.registry import registry
 
     registry.parse(reference)
     _show(registry.pull(reference, out or Path(_name(reference))))
@@ -302,7 +307,8 @@ def import_pair(
 
     SLOW and FAST are .safetensors files, or folders that peft saved.
     """
-    from pipeline import importing, params
+    from pipeline import params
+    from pipeline.bundle import importing
 
     files, steps = {"slow": slow, "fast": fast}, {"slow": slow_steps, "fast": fast_steps}
     made = importing.bundle(files, params.load(), out, rule, steps, strength, path)
@@ -325,7 +331,6 @@ def evaluate(bundle: str, out: Path | None) -> None:
 
     from pipeline import params
     from pipeline.evaluation import inputs, run
-    from stages import progress, set_threads
 
     settings = params.load()
     set_threads(settings.runtime.threads)
@@ -351,7 +356,8 @@ def register(bundle: Path, evaluation: Path) -> None:
 
     With --bundle another pair is registered, on the strength of its own evaluation.
     """
-    from pipeline import params, registry
+    from pipeline import params
+    from pipeline.registry import registry
 
     done = registry.register(params.load(), bundle, evaluation)
     click.echo(f"{done.version}{'' if done.created else ' has these bytes already'} (run {done.run_id})")
@@ -368,7 +374,8 @@ def promote(reference: str | None, force: bool) -> None:
     REFERENCE is models:/name@alias, models:/name/version or a version number; without it the candidate is meant. It is
     refused below register.min_retention of params.yaml.
     """
-    from pipeline import params, registry
+    from pipeline import params
+    from pipeline.registry import registry
 
     version = registry.promote(params.load(), reference, force)
     retention = version.tags.get("retention")
@@ -487,7 +494,7 @@ def _bundle(bundle: str) -> Path:
     if not bundle.startswith("models:"):
         return Path(bundle)
 
-    from pipeline import registry
+    from pipeline.registry import registry
 
     return registry.pull(bundle)
 

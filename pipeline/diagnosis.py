@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import artifacts, loras, params, places, rwlock, tracking
+from pipeline import artifacts, params, rwlock, styles
+from pipeline.registry import places, tracking
 
 DISTRIBUTION = "glance-pipeline"
 
@@ -109,7 +110,7 @@ def teacher() -> Finding:
         )
         return Finding(False, f"{path} is missing", mend)
 
-    for lora in loras.missing(settings.loras):
+    for lora in styles.missing(settings.loras):
         return Finding(False, f"{lora.path} is missing", lora.mend)
 
     from pipeline import backbones
@@ -159,7 +160,7 @@ def fit() -> Finding:
 
 def registry() -> Finding:
     """Does the MLflow store answer, can it be written to, and are the files of candidate and champion there?"""
-    from pipeline.registry import lost
+    from pipeline.registry.registry import lost
 
     try:
         uri = tracking.tracking_uri()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline import adapters, artifacts, backbones, mends
+from pipeline import adapters, artifacts, backbones, out_of_memory
 from pipeline.backbones.stock import StockBackbone
 from pipeline.params import Params
 
@@ -90,7 +90,7 @@ def mend(params: Params, needed: Estimate, have: float) -> str:
     """The cheapest change to make first, for the first work that does not fit into `have` bytes."""
     work = next(work for work, peak in needed.peaks.items() if peak > have)
     gpu = backbones.resolve_device(params.runtime.device).type != "cpu"
-    return mends.mends(params, work, gpu)[0]
+    return out_of_memory.mends(params, work, gpu)[0]
 
 
 def _weights(skeleton: nn.Module, dtype: str, quantization: str) -> float:

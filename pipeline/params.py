@@ -1,5 +1,7 @@
 """params.yaml as frozen dataclasses; a wrong key, type or range is refused here, once."""
 
+from __future__ import annotations
+
 import math
 import re
 import sys
@@ -7,15 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline import loras, names
+from pipeline import names, styles
 from pipeline.artifacts import read_text
-from pipeline.backbones.teacher import Teacher
-from pipeline.loras import Lora
+from pipeline.styles import Lora
+
+if TYPE_CHECKING:
+    from pipeline.backbones.teacher import Teacher
 
 LARGEST = 10**14  # of an integer that has no bound of its own: sizes are products of some, which must fit into 64 bits
 
@@ -43,6 +47,7 @@ class TeacherParams:
     """The model that is followed, and how it is run."""
 
     path: str = _text(r".+", "name a folder")
+    family: str = _text(r".+", "name a family")
     hub: str | None = _text(r"[^/@\s]+/[^/@\s]+@[^/@\s]+", "be owner/name@revision or null")
     loras: tuple[Lora, ...]
     dtype: str = _text(r"fp32|bf16", "be fp32 or bf16")
@@ -58,6 +63,8 @@ class TeacherParams:
     @property
     def base(self) -> Teacher:
         """The model as `backbones.load` takes it."""
+        from pipeline.backbones.teacher import Teacher  # imports torch, which the command line does without
+
         return Teacher(path=Path(self.path), dtype=self.dtype, quantization=self.quantization, loras=self.loras)
 
 
@@ -365,8 +372,8 @@ def _value(key: str, field: Field, wanted: Any, value: Any) -> Any:
 
 
 def _loras(texts: list[str]) -> tuple[Lora, ...]:
-    require_all(partial(loras.parse, text) for text in texts)
-    return tuple(map(loras.parse, texts))
+    require_all(partial(styles.parse, text) for text in texts)
+    return tuple(map(styles.parse, texts))
 
 
 def _shown(value: Any) -> str:

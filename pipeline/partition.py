@@ -6,11 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline import flow, names
+from pipeline.flow.sampling import PhasePlan
+from pipeline.flow.schedule import LEVEL_TOLERANCE, NUM_TRAIN_TIMESTEPS, Schedule, base_levels
 from pipeline.params import Params, PartitionParams
-from pipeline.schedule import LEVEL_TOLERANCE, NUM_TRAIN_TIMESTEPS, Schedule, base_levels
 
 PHASES = ("slow", "fast")
 
@@ -176,6 +178,12 @@ def compute(params: Params, schedule: Schedule) -> Partition:
         slow=_phase("slow", slow, fast[0], levels, schedule, stride),
         fast=_phase("fast", fast, recorded, levels, schedule, stride),
     )
+
+
+def two_phase_plan(partition: Partition, slow: str | None = "slow", fast: str | None = "fast") -> PhasePlan:
+    """The adapter `slow` in the slow phase's steps, `fast` from the handoff on."""
+    adapters = (slow,) * len(partition.slow.steps) + (fast,) * len(partition.fast.steps)
+    return PhasePlan(torch.tensor(partition.sigmas, dtype=torch.float64), adapters)
 
 
 def plot(partition: Partition, path: str | Path) -> None:

@@ -1,21 +1,19 @@
 """The commands of the graph: one module per stage of dvc.yaml, each run as `python -m stages.<name>`."""
 
-import errno
 import functools
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
-from pipeline import artifacts, mends
-from pipeline.params import Faults, Params, load
+from pipeline import artifacts, out_of_memory
+from pipeline.console import sentences, set_threads
+from pipeline.params import Params, load
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROMPTS = Path("prompts")  # the folder of prompt files that dvc.yaml lists
 
 log = logging.getLogger(__name__)
@@ -57,10 +55,10 @@ def stage_command(name: str, read: Callable[[], Params] = load) -> Callable[[Cal
                 _warn_of_linked_folders(params)
                 function(params)
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                if mends.out_of_memory(error):
-                    work = mends.STAGES.get(name)
-                    changes = mends.mends(params, work, mends.on_gpu(error)) if work else []
-                    said = [mends.sentence(error, changes)]
+                if out_of_memory.out_of_memory(error):
+                    work = out_of_memory.STAGES.get(name)
+                    changes = out_of_memory.mends(params, work, out_of_memory.on_gpu(error)) if work else []
+                    said = [out_of_memory.sentence(error, changes)]
                 elif isinstance(error, RuntimeError):
                     raise
                 else:
@@ -72,29 +70,6 @@ def stage_command(name: str, read: Callable[[], Params] = load) -> Callable[[Cal
         return command
 
     return decorate
-
-
-def sentences(error: Exception, command: str = "`dvc repro`") -> list[str]:
-    """A line for each fault of params.yaml, or the one line of any other error; `command` as for `sentence`."""
-    return list(error.sentences) if isinstance(error, Faults) else [sentence(error, command)]
-
-
-def sentence(error: Exception, command: str = "`dvc repro`") -> str:
-    """One line for a person: what went wrong and, for a full disk, which command to run again."""
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        where = f" at {error.filename}" if error.filename else ""
-        said = f"no space left to write{where} ({error.strerror}); free some and run {command} again"
-    elif isinstance(error, OSError) and error.strerror:
-        said = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    else:
-        said = " ".join(str(error).split())
-    return artifacts.legible(said)
-
-
-def progress(iterable: Iterable | None = None, *, total: int | None = None, what: str, unit: str) -> tqdm:
-    """A progress bar that says what is being done; in a log file it prints a line every ten seconds at most."""
-    every = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(iterable, total=total, desc=what, unit=unit, mininterval=every, maxinterval=every, dynamic_ncols=True)
 
 
 def _check_code() -> None:
@@ -125,11 +100,3 @@ def _warn_of_unwatched_prompts(params: Params) -> None:
     ):
         if file is not None and not artifacts.named(file).resolve().is_relative_to(PROMPTS.resolve()):
             log.warning("%s.prompts_file: DVC sees changes of files in %s/ only, not of %s", section, PROMPTS, file)
-
-
-def set_threads(threads: int) -> None:
-    """Sets the CPU threads of torch; 0 leaves its default."""
-    if threads:
-        import torch  # costs a second, and only some stages need it
-
-        torch.set_num_threads(threads)

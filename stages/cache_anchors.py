@@ -1,9 +1,11 @@
 """Records the guided base in the student's few steps, for prompts that nobody labelled."""
 
-from pipeline import anchors, artifacts, recording, trajectories
+from pipeline import artifacts
+from pipeline.console import progress
 from pipeline.params import Params
 from pipeline.partition import Partition
-from stages import progress, stage_command
+from pipeline.recording import anchors, record, trajectories
+from stages import stage_command
 
 
 @stage_command("cache_anchors")
@@ -13,7 +15,7 @@ def main(params: Params) -> None:
         trajectories.write_none(artifacts.ANCHORS)
         return
     partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
-    recording.cache(
+    record.cache(
         params,
         lambda backbone: anchors.recording(params, partition, backbone.words()),
         artifacts.ANCHORS,

@@ -2,7 +2,7 @@
 
 from pipeline import artifacts, partition
 from pipeline.params import Params
-from pipeline.trajectories import Trajectories
+from pipeline.recording.trajectories import Trajectories
 from stages import stage_command
 
 

@@ -1,10 +1,11 @@
 """Measures on the images of held-out prompts what the speed costs."""
 
 from pipeline import artifacts
-from pipeline.evaluation import scoring
+from pipeline.console import progress
 from pipeline.evaluation.images import ImageSet
+from pipeline.evaluation.scores import scoring
 from pipeline.params import Params
-from stages import progress, stage_command
+from stages import stage_command
 
 
 @stage_command("evaluate")

@@ -1,6 +1,7 @@
 """Writes the pair as a bundle that stock diffusers loads."""
 
-from pipeline import artifacts, export
+from pipeline import artifacts
+from pipeline.bundle import export
 from pipeline.params import Params
 from pipeline.partition import Partition
 from stages import stage_command

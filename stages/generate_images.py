@@ -1,9 +1,10 @@
 """Makes the images of every arm on held-out prompts."""
 
 from pipeline import artifacts
+from pipeline.console import progress
 from pipeline.evaluation import generation, inputs
 from pipeline.params import Params
-from stages import progress, stage_command
+from stages import stage_command
 
 
 @stage_command("generate_images")

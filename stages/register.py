@@ -2,8 +2,8 @@
 
 import click
 
-from pipeline import registry
 from pipeline.params import Params
+from pipeline.registry import registry
 from stages import stage_command
 
 

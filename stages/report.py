@@ -1,8 +1,8 @@
 """Shows what was measured, on one page."""
 
 from pipeline import artifacts
-from pipeline.evaluation import content, histories, report
 from pipeline.evaluation.images import ImageSet
+from pipeline.evaluation.report import content, histories, page
 from pipeline.params import Params
 from stages import stage_command
 
@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     losses = histories.read(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
     images = ImageSet.load(artifacts.IMAGES)
     shown = content.gather(params, images, artifacts.EVALUATION, losses, trained_here=True)
-    report.write(shown, artifacts.EVALUATION / "report.html")
+    page.write(shown, artifacts.EVALUATION / "report.html")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Measures how long an image takes."""
 
 from pipeline import artifacts
+from pipeline.console import progress
 from pipeline.evaluation import inputs, timing
 from pipeline.params import Params
-from stages import progress, stage_command
+from stages import stage_command
 
 
 @stage_command("time_arms")

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from pipeline import artifacts, backbones
 from pipeline.backbones import base
-from pipeline.evaluation.retention import proportion
-from pipeline.sampling import euler
+from pipeline.evaluation.scores.retention import proportion
+from pipeline.flow.sampling import euler
+from pipeline.flow.schedule import base_levels
 from pipeline.scenes import captions, checker
-from pipeline.schedule import base_levels
 from teacher.settings import section
 from teacher.text import T5_LENGTH
 
@@ -21,8 +21,8 @@ from teacher.text import T5_LENGTH
 def images(backbone: base.Backbone, prompts: list[str], seeds: list[int], steps: int, scale: float) -> np.ndarray:
     """Guided images of prompts, uint8 (B, 64, 64, 3), 2 * steps forwards."""
     positive = backbone.encode(prompts, T5_LENGTH)
-    negative = base.repeat(backbone.encode([""], T5_LENGTH), len(prompts))
-    velocity = backbone.guide(base.field(backbone, positive, 0.0), base.field(backbone, negative, 0.0), scale)
+    negative = backbone.encode([""], T5_LENGTH)
+    velocity = base.guided(backbone, positive, negative, guidance_scale=0.0, true_cfg_scale=scale)
     sigmas = backbone.schedule(64, 64).sigmas(base_levels(steps))
     with torch.inference_mode():
         return backbone.decode(euler(velocity, backbone.noise(seeds, 64, 64), sigmas), 64, 64).numpy()

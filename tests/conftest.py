@@ -1,5 +1,6 @@
 """A small project for the tests that run whole stages: a clone of the working tree, a tiny teacher, a short profile."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+
+from pipeline.families import CLASSES
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,13 +129,19 @@ def make_project(folder: Path, temporary: Path, make_teacher: Callable[[Path], P
     params = project.read_params()
     for section, values in SHORT.items():
         params[section] |= values
-    params["teacher"] |= teacher
+    params["teacher"] |= {"family": family(folder / "artifacts" / "teacher"), **teacher}
     YAML().dump(params, folder / "params.yaml")
     project.succeed("git", "init", "--quiet", "--initial-branch", "main")
     project.succeed("git", "config", "user.name", "test")
     project.succeed("git", "config", "user.email", "test@localhost")
     project.commit("start")
     return project
+
+
+def family(teacher: Path) -> str:
+    """The family of a teacher's folder, as params.yaml names it."""
+    name = json.loads((teacher / "model_index.json").read_text())["_class_name"]
+    return CLASSES[name]
 
 
 @pytest.fixture(scope="session")

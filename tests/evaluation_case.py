@@ -10,14 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from pipeline import adapters, artifacts, backbones, export, params, partition
+from pipeline import adapters, artifacts, backbones, params, partition
+from pipeline.bundle import export
 from pipeline.evaluation import generation, inputs
 from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.inputs import Inputs
 from pipeline.evaluation.samples import Images, Shard
 from pipeline.params import Params
-from pipeline.rivals import chosen
 from pipeline.scenes import captions, renderer
+from pipeline.training.rivals import chosen
 from tests.tiny import make_tiny_flux
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"

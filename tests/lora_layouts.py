@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.backbones.flux import FluxBackbone
-from pipeline.backbones.qwen_image import QwenImageBackbone
-from pipeline.backbones.z_image import ZImageBackbone
+from pipeline.families.flux import FluxBackbone
+from pipeline.families.qwen_image import QwenImageBackbone
+from pipeline.families.z_image import ZImageBackbone
 
 FAMILIES = {"flux": FluxBackbone, "qwen_image": QwenImageBackbone, "z_image": ZImageBackbone}
 

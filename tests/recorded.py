@@ -5,12 +5,13 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from pipeline import anchors, artifacts, backbones, params, prompts, recording
+from pipeline import artifacts, backbones, params, prompts
 from pipeline.backbones.base import Backbone
 from pipeline.params import Params
 from pipeline.partition import Partition, compute
-from pipeline.training_data import TrainingData
-from pipeline.trajectories import Recording, Trajectories
+from pipeline.recording import anchors, record
+from pipeline.recording.trajectories import Recording, Trajectories
+from pipeline.training.data import TrainingData
 from tests.tiny import make_tiny_flux
 
 ROOT = Path(__file__).parent.parent
@@ -67,10 +68,10 @@ def record_tiny(folder: Path) -> Recorded:
     for name, asked in recordings.items():
         scratch = folder / f"{name}-scratch"
         scratch.mkdir()
-        recording.encode(backbone, asked, scratch)
-        for _ in recording.record(backbone, asked, scratch):
+        record.encode(backbone, asked, scratch)
+        for _ in record.record(backbone, asked, scratch):
             pass
-        recording.publish(asked, schedule, backbones.digest(teacher), scratch, folder / name)
+        record.publish(asked, schedule, backbones.digest(teacher), scratch, folder / name)
     return Recorded(teacher, folder / "trajectories", folder / "anchors", partition, small)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import adapters, backbones, phases
+from pipeline import adapters, backbones
+from pipeline.adapters import switching
 from tests.tiny import make_tiny_flux
 
 
@@ -118,7 +119,7 @@ def test_a_saved_adapter_comes_back_with_the_delta_it_was_trained_with(backbone,
     trained = output(backbone)
     adapters.save(tmp_path, adapters.state(backbone.transformer, "slow"), config)
     backbone.transformer.unload_lora()
-    with phases.acting(backbone.transformer, {"again": adapters.read(tmp_path)[0]}) as select:
+    with switching.acting(backbone.transformer, {"again": adapters.read(tmp_path)[0]}) as select:
         select("again")
         torch.testing.assert_close(output(backbone), trained, rtol=1e-4, atol=1e-4)
 

@@ -4,8 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import adapters, anchors, artifacts, backbones, jobs, rivals, training
-from pipeline.trajectories import Trajectories
+from pipeline import adapters, artifacts, backbones
+from pipeline.recording import anchors
+from pipeline.recording.trajectories import Trajectories
+from pipeline.training import jobs, loop, rivals
 from tests.recorded import record_tiny
 from tests.tiny import make_tiny_qwen_image, make_tiny_z_image
 
@@ -27,7 +29,7 @@ def make_job(recorded, phase="fast", **changes):
 
 def train(recorded, job, cache):
     backbone = recorded.backbone()
-    history = list(training.train(backbone, Trajectories(recorded.trajectories), job, anchors=cache))
+    history = list(loop.train(backbone, Trajectories(recorded.trajectories), job, anchors=cache))
     return history, adapters.state(backbone.transformer, job.name)
 
 
@@ -89,7 +91,7 @@ def test_both_phases_together_serve_every_step_once(recorded):
 def test_the_first_loss_is_the_mean_over_trajectories_and_anchors(recorded, cache):
     """At the first train step the student is the base: its error on an anchor is what guidance adds."""
     job = make_job(recorded, batch=12, anchor_batch=10, precision="fp32")
-    alone = next(training.train(recorded.backbone(), Trajectories(recorded.trajectories), job)).loss
+    alone = next(loop.train(recorded.backbone(), Trajectories(recorded.trajectories), job)).loss
     backbone, ids, errors = recorded.backbone(), list(range(len(cache))), []
     for k, _ in job.anchored:
         x, x_next = cache.states(ids, [k, k + 1]).unbind(1)
@@ -99,7 +101,7 @@ def test_the_first_loss_is_the_mean_over_trajectories_and_anchors(recorded, cach
         errors.append((v - (x_next - x) / (sigma_next - sigma)).square().mean().item())
     assert len(ids) * len(job.anchored) == 10 and len(job.steps) * 6 == 12
     wanted = (12 * alone + 10 * sum(errors) / len(errors)) / 22
-    loss = next(training.train(recorded.backbone(), Trajectories(recorded.trajectories), job, anchors=cache)).loss
+    loss = next(loop.train(recorded.backbone(), Trajectories(recorded.trajectories), job, anchors=cache)).loss
     assert loss == pytest.approx(wanted, rel=1e-4)
 
 
@@ -113,7 +115,7 @@ def test_anchors_change_what_is_learnt_and_flow_matching_has_none(recorded, cach
 
 def test_other_anchors_are_another_checkpoint(recorded, tmp_path):
     job = make_job(recorded)
-    key = training.checkpoint_key
+    key = loop.checkpoint_key
     keys = {key(job, recorded.trajectories), key(job, recorded.trajectories, recorded.anchors)}
     artifacts.write_json(tmp_path / "index.json", {})
     keys.add(key(job, recorded.trajectories, tmp_path))

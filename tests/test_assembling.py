@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from pipeline import artifacts, assembling, backbones
+from pipeline import artifacts, backbones
+from pipeline.backbones import assembling
 from pipeline.cli import main
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 

@@ -12,8 +12,8 @@ from pipeline import backbones
 from pipeline.backbones import base
 from pipeline.backbones.stock import pack
 from pipeline.backbones.teacher import Teacher
-from pipeline.sampling import euler
-from pipeline.schedule import base_levels
+from pipeline.flow.sampling import euler
+from pipeline.flow.schedule import base_levels
 from tests.tiny import (
     HEIGHT,
     MAX_SEQUENCE_LENGTH,

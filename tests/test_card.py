@@ -1,4 +1,4 @@
-from pipeline import card
+from pipeline.bundle import card
 from tests.test_loras import HUB
 
 

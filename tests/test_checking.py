@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from pipeline import adapters, backbones, checking, diagnosis, objectives, partition
+from pipeline import adapters, backbones, checking, diagnosis, families, objectives, partition
 from pipeline.params import Faults
 from stages import check
 from tests.bad_bases import BASES, spoil
@@ -165,16 +165,20 @@ def test_loras_are_read_and_held_against_the_transformer(here):
 @pytest.mark.parametrize("make", [make_tiny_qwen_image, make_tiny_z_image])
 def test_other_families_are_looked_up_too(here, make):
     make(here / "artifacts" / "other")
-    assert faults(teacher__path="artifacts/other", anchors__prompts=2) == []
     name = json.loads((here / "artifacts/other/model_index.json").read_text())["_class_name"]
-    family = backbones.FAMILIES[name]().family
-    (found,) = faults(teacher__path="artifacts/other", training__targets="mlp")
+    family = families.CLASSES[name]
+    other = {"teacher__path": "artifacts/other", "teacher__family": family}
+    assert faults(**other, anchors__prompts=2) == []
+    assert faults(teacher__path="artifacts/other") == [
+        f"teacher.family must be {family} for artifacts/other, got 'flux'"
+    ]
+    (found,) = faults(**other, training__targets="mlp")
     assert found.startswith("training.targets must be one of attention, all for " + family)
 
 
 def test_the_last_step_of_a_stretched_schedule_is_looked_up(here):
     make_tiny_qwen_image(here / "artifacts" / "other")
-    (found,) = faults(teacher__path="artifacts/other", partition__fast_steps=1)
+    (found,) = faults(teacher__path="artifacts/other", teacher__family="qwen_image", partition__fast_steps=1)
     assert found == "partition.fast_steps must be at least 2 for a schedule with a terminal stretch, got 1"
 
 

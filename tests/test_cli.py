@@ -9,10 +9,11 @@ import torch._inductor.exc
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import backbones, cli, tracking
+from pipeline import backbones, cli
 from pipeline.artifacts import dvc_root
-from pipeline.export import Bundle, bundle_digest
-from pipeline.export import generate as reference
+from pipeline.bundle.export import Bundle, bundle_digest
+from pipeline.bundle.export import generate as reference
+from pipeline.registry import tracking
 from tests.published import ROOT, write_bundle, write_evaluation, write_project
 from tests.tiny import make_tiny_flux
 
@@ -145,8 +146,8 @@ def test_generate_without_memory_says_what_to_change(project, monkeypatch, optio
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     load = backbones.load
-    monkeypatch.setattr(backbones, "load", lambda *a, **_: load(*a))
-    monkeypatch.setattr("pipeline.export.generate", fails)
+    monkeypatch.setattr(backbones, "load", lambda teacher, *a, **_: load(teacher.path, *a))
+    monkeypatch.setattr("pipeline.bundle.export.generate", fails)
     line = refused("generate", "a star", *options)
     assert line.endswith(f"Error: out of memory, the GPU is too small: {mend}"), line
     assert not Path("images").exists()
@@ -164,7 +165,7 @@ def test_generate_says_when_it_cannot_compile(project, monkeypatch):
     def fails(*_):
         raise torch._inductor.exc.InvalidCxxCompiler
 
-    monkeypatch.setattr("pipeline.export.generate", fails)
+    monkeypatch.setattr("pipeline.bundle.export.generate", fails)
     assert "--compile needs a C++ compiler" in refused("generate", "a star", "--compile")
 
 

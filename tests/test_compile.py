@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from pipeline import backbones, phases
+from pipeline import backbones
+from pipeline.adapters import switching
 from tests.test_adapters import output, random_state
 from tests.tiny import make_tiny_flux
 
@@ -22,7 +23,7 @@ def backbone(tmp_path):
 
 def run(backbone, states, fused, after=lambda: None):
     """The output with each adapter in turn; `after` is called after each."""
-    with phases.acting(backbone.transformer, states, fused) as select:
+    with switching.acting(backbone.transformer, states, fused) as select:
         for name in ("slow", "fast", "slow"):
             select(name)
             yield output(backbone)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from measurements import cost, cost_model, cost_page, gpu
 from pipeline import adapters, backbones, params
 from pipeline.backbones import base
-from pipeline.velocities import with_adapter
+from pipeline.training.velocities import with_adapter
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image
 
 MADE = ((1, 1e8), (50, 2e9), (20, 9e12), (20, 4e12))

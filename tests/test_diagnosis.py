@@ -5,7 +5,8 @@ from importlib import metadata
 
 import pytest
 
-from pipeline import backbones, diagnosis, params, registry
+from pipeline import backbones, diagnosis, params
+from pipeline.registry import registry
 from tests.bad_bases import BASES, PARAMETERS, spoil
 from tests.published import write_project
 from tests.tiny import make_tiny_flux

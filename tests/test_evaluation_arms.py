@@ -5,8 +5,8 @@ import torch
 
 from pipeline.evaluation import arms, latency
 from pipeline.evaluation.latency import Work
-from pipeline.sampling import PhasePlan
-from pipeline.schedule import Schedule
+from pipeline.flow.sampling import PhasePlan
+from pipeline.flow.schedule import Schedule
 
 SCHEDULE = Schedule(mu=0.5)
 STUDENT_U = (1.0, 0.94, 0.88, 0.8, 0.64, 0.48, 0.32, 0.16)

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from pipeline import registry
 from pipeline.ablations import document, results
-from pipeline.evaluation import arms, cells, timing, verdicts
-from pipeline.evaluation import results as tables
+from pipeline.evaluation import arms, timing
 from pipeline.evaluation.arms import ShownArm
 from pipeline.evaluation.benchmarks import PAIRED, PLAIN, Column
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.benchmarks.speed import SPEED
 from pipeline.evaluation.latency import Latency
-from pipeline.evaluation.measure import Measured
+from pipeline.evaluation.report import cells, verdicts
+from pipeline.evaluation.scores import results as tables
+from pipeline.evaluation.scores.measure import Measured
+from pipeline.registry import registry
 
 
 @pytest.fixture

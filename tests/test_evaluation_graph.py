@@ -14,7 +14,7 @@ SHARDS = 2  # of each arm: one of prompts, one of seeds
 def changed(project):
     """The small project, to be changed; afterwards everything is as before."""
     yield project
-    project.succeed("git", "checkout", "--quiet", ".")
+    project.succeed("git", "reset", "--quiet", "--hard")
     project.succeed("dvc", "checkout", "--force", "--quiet")
 
 
@@ -36,14 +36,14 @@ def append(project, file):
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("pipeline/evaluation/frechet.py", {"evaluate"}),
-        ("pipeline/evaluation/retention.py", {"evaluate"}),
+        ("pipeline/evaluation/scores/frechet.py", {"evaluate"}),
+        ("pipeline/evaluation/scores/retention.py", {"evaluate"}),
         ("pipeline/scenes/checker.py", {"evaluate"}),
-        ("pipeline/evaluation/theme.py", {"report"}),
-        ("pipeline/evaluation/verdicts.py", {"report"}),
+        ("pipeline/evaluation/report/theme.py", {"report"}),
+        ("pipeline/evaluation/report/verdicts.py", {"report"}),
         ("pipeline/evaluation/latency.py", {"time_arms"}),
         ("pipeline/evaluation/sampler.py", {"generate_images", "time_arms"}),
-        ("pipeline/evaluation/arms.py", EVALUATION),
+        ("pipeline/evaluation/arms.py", {"check", *EVALUATION}),
     ],
 )
 def test_a_change_of_code_makes_stale_what_runs_it(changed, file, stages):
@@ -53,7 +53,7 @@ def test_a_change_of_code_makes_stale_what_runs_it(changed, file, stages):
 
 def test_a_change_of_scoring_code_makes_no_image_and_no_report_of_equal_scores(changed):
     before = cached(changed)
-    append(changed, "pipeline/evaluation/frechet.py")
+    append(changed, "pipeline/evaluation/scores/frechet.py")
     assert ran(changed.succeed("dvc", "repro")) == ["evaluate"]
     assert cached(changed) == before
 
@@ -61,7 +61,13 @@ def test_a_change_of_scoring_code_makes_no_image_and_no_report_of_equal_scores(c
 def test_another_title_of_an_arm_makes_no_image(changed):
     before, file = cached(changed), changed.folder / "pipeline" / "evaluation" / "arms.py"
     file.write_text(file.read_text().replace('"Student"', '"The student"'))
-    assert ran(changed.succeed("dvc", "repro", "report")) == ["generate_images", "time_arms", "evaluate", "report"]
+    assert ran(changed.succeed("dvc", "repro", "report")) == [
+        "check",
+        "generate_images",
+        "time_arms",
+        "evaluate",
+        "report",
+    ]
     assert cached(changed) == before
 
 
@@ -72,7 +78,7 @@ def test_a_new_arm_makes_its_own_images(changed):
     before = cached(changed)
     changed.change("evaluation.swaps", ["swapped"])
     assert stale(changed) >= {"generate_images", "time_arms", "report"}
-    assert ran(changed.succeed("dvc", "repro", "generate_images")) == ["generate_images"]
+    assert ran(changed.succeed("dvc", "repro", "generate_images")) == ["check", "generate_images"]
     assert len(cached(changed) - before) == SHARDS
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import frechet, metrics
+from pipeline.evaluation.scores import frechet, metrics
 
 
 def noise_images(count, side=32, seed=0):

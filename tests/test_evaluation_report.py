@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from pipeline import artifacts
-from pipeline.evaluation import cells, content, figures, histories, pictures, report, scoring, showing, timing
-from pipeline.evaluation.content import Content
+from pipeline.evaluation import pictures, showing, timing
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.latency import Latency
-from pipeline.evaluation.markup import tag, text
+from pipeline.evaluation.report import cells, content, figures, histories
+from pipeline.evaluation.report import page as report
+from pipeline.evaluation.report.content import Content
+from pipeline.evaluation.report.markup import tag, text
+from pipeline.evaluation.scores import scoring
 from pipeline.evaluation.timing import Timing
 from tests.evaluation_case import draw, make_artifacts, no_progress, read, small_params
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluation import retention
+from pipeline.evaluation.scores import retention
 
 
 def draws(probability, count=400, seed=0):

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from pipeline import artifacts
-from pipeline.evaluation import exam, measure, scoring
 from pipeline.evaluation.images import ImageSet
+from pipeline.evaluation.scores import exam, measure, scoring
 from tests.evaluation_case import draw, drawn_images, make_artifacts, no_progress, read, small_params
 
 SETTINGS = small_params(prompts=30, batch=16, grid_prompts=4)

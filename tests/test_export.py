@@ -10,8 +10,9 @@ from diffusers import FluxPipeline
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from pipeline import adapters, backbones, export
-from pipeline.schedule import base_levels
+from pipeline import adapters, backbones
+from pipeline.bundle import export
+from pipeline.flow.schedule import base_levels
 from tests.recorded import record_tiny
 
 PROMPTS, SEEDS = ["a red star", "a blue circle on black"], [7, 8]

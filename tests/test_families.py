@@ -10,7 +10,8 @@ from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline import backbones, export
+from pipeline import backbones
+from pipeline.bundle import export
 from tests.conftest import make_project, slow
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 

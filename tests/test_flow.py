@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline import flow
-from pipeline.schedule import shift
+from pipeline.flow.schedule import shift
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import backbones, cli, export, generating, image_files
-from pipeline.export import Bundle
+from pipeline import backbones, cli, image_files
+from pipeline.bundle import export, generating
+from pipeline.bundle.export import Bundle
 from tests.published import ROOT, write_bundle
 from tests.tiny import make_tiny_flux
 
@@ -236,7 +237,7 @@ def test_resume_keeps_no_picture_of_another_origin(project, monkeypatch, change)
         write_bundle(project / "artifacts/bundle", seed=1, base_digest=backbones.digest("artifacts/teacher"))
     else:
         load = backbones.load
-        monkeypatch.setattr(backbones, "load", lambda *a, quantization, **options: load(*a, **options))
+        monkeypatch.setattr(backbones, "load", lambda teacher, *a, **options: load(teacher.path, *a, **options))
         options = ["--quantization", "int8"]
     assert generate("--resume", *options)[1].endswith("0 images kept, 5 made\n")
     assert contents("images").keys() == first.keys()

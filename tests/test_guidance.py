@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.guidance import forwards, true_cfg, true_cfg_norm_rescaled
+from pipeline.flow.guidance import forwards, true_cfg, true_cfg_norm_rescaled
 
 X, SIGMA = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 0.9])
 

@@ -11,10 +11,12 @@ from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import artifacts, cli, export, tracking
+from pipeline import artifacts, cli
+from pipeline.bundle import export
 from pipeline.evaluation import inputs
 from pipeline.evaluation.samples import Shard
-from pipeline.registry import UNKNOWN
+from pipeline.registry import tracking
+from pipeline.registry.registry import UNKNOWN
 from pipeline.scenes import checker
 from tests.evaluation_case import make_artifacts, small_params
 from tests.test_importing import MODULE, diffusers_keys, write

@@ -8,7 +8,9 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from pipeline import backbones, export, importing, lora_files
+from pipeline import backbones
+from pipeline.adapters import lora_files
+from pipeline.bundle import export, importing
 from pipeline.cli import main
 from tests.recorded import small_params
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image

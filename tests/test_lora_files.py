@@ -11,7 +11,8 @@ from diffusers.loaders import single_file_utils
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
-from pipeline import adapters, backbones, lora_files
+from pipeline import adapters, backbones
+from pipeline.adapters import lora_files
 from tests import lora_layouts
 from tests.lora_layouts import A_B, AUTHORS, DOWN_UP, LAYOUTS, build, each
 from tests.recorded import ROOT

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline import adapters, backbones, lora_files
+from pipeline import adapters, backbones
+from pipeline.adapters import lora_files
 from tests.lora_layouts import CASES, LAYOUTS, SWAPPED, build
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 

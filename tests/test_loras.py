@@ -18,12 +18,14 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import adapters, backbones, diagnosis, export, hub, loras, params, phases
-from pipeline.backbones import quantization
+from pipeline import adapters, backbones, diagnosis, params, styles
+from pipeline.adapters import switching
+from pipeline.backbones import hub, quantization
 from pipeline.backbones.teacher import Teacher
+from pipeline.bundle import export
 from pipeline.cli import main
-from pipeline.loras import Lora
 from pipeline.partition import compute
+from pipeline.styles import Lora
 from tests.recorded import ROOT, small_params
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 
@@ -58,7 +60,7 @@ def write(file, module, rank=2, seed=0, alpha=None, shape=(32, 32)):
     if alpha is not None:
         name = f"lora_unet_{module.replace('.', '_')}"
         keys, extra = (f"{name}.lora_down.weight", f"{name}.lora_up.weight"), {f"{name}.alpha": torch.tensor(alpha)}
-    path = loras.FOLDER / file
+    path = styles.FOLDER / file
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({keys[0]: a, keys[1]: b, **extra}, path)
     return (1 if alpha is None else alpha / rank) * b @ a
@@ -82,7 +84,7 @@ def weights(transformer):
     ],
 )
 def test_an_entry_is_a_file_and_a_weight(text, expected):
-    assert loras.parse(text) == expected and expected.path == Path("loras") / expected.file
+    assert styles.parse(text) == expected and expected.path == Path("loras") / expected.file
 
 
 def test_an_entry_of_the_hub_names_repository_revision_and_file():
@@ -127,7 +129,7 @@ def test_fused_weights_are_w_plus_weight_b_a(teachers, here, family):
     bare = weights(backbones.load(teachers[family], "cpu", ("transformer",)).transformer)
     chosen = (Lora("a.safetensors", 0.5), Lora(HUB, -2.0))
     transformer = load(teachers[family], *chosen).transformer
-    assert not any(isinstance(layer, LoraLayer) for layer in transformer.modules()) and phases.fusable(transformer)
+    assert not any(isinstance(layer, LoraLayer) for layer in transformer.modules()) and switching.fusable(transformer)
     assert not any(weight.requires_grad for weight in transformer.parameters())
     bare[f"{module}.weight"] += 0.5 * first - 2 * second
     for name, weight in weights(transformer).items():
@@ -215,7 +217,7 @@ def test_a_quantised_weight_is_rounded_after_the_addition(teachers, here, kind):
     path, name = teachers["flux"], MODULE["flux"]
     original = load(path, dtype="bf16").transformer.state_dict()[f"{name}.weight"]
     fused = load(path, Lora("a.safetensors", 0.01), dtype="bf16", quantization=kind).transformer
-    assert not phases.fusable(fused)
+    assert not switching.fusable(fused)
     expected = nn.Sequential(nn.Linear(32, 32, bias=False, dtype=torch.bfloat16))
     expected[0].weight.data = (original.float() + delta).bfloat16()
     from torchao import quantize_

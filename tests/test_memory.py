@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from measurements.gpu import MODELS, write_configs
-from pipeline import backbones, memory, mends
+from pipeline import backbones, memory, out_of_memory
 from pipeline.backbones.teacher import Teacher
 from pipeline.params import RuntimeParams
 from tests.recorded import record_tiny, small_params
@@ -63,11 +63,11 @@ def test_each_mend_makes_the_estimate_smaller(tmp_path):
         changed = params
         seen = [memory.estimate(changed).peaks[work]]
         for change in words:
-            assert mends.mends(changed, work, gpu=True)[0] == change
+            assert out_of_memory.mends(changed, work, gpu=True)[0] == change
             changed = CHANGES[change](changed)
             seen.append(memory.estimate(changed).peaks[work])
         assert seen == sorted(seen, reverse=True) and len(set(seen)) == len(seen)
-        assert mends.mends(changed, work, gpu=True) == ["lower teacher.height and width"]
+        assert out_of_memory.mends(changed, work, gpu=True) == ["lower teacher.height and width"]
 
 
 def test_doctor_is_told_the_first_mend_of_the_first_work_that_does_not_fit(tmp_path, monkeypatch):
@@ -79,7 +79,9 @@ def test_doctor_is_told_the_first_mend_of_the_first_work_that_does_not_fit(tmp_p
     little = replace(needed, recording=1, training=1)
     assert memory.mend(elsewhere, little, 2) == "lower evaluation.batch", "main memory cannot be offloaded to"
     quantised = replace(elsewhere, teacher=replace(elsewhere.teacher, quantization="int8"))
-    assert not any("nf4" in change for change in mends.mends(quantised, "evaluating", gpu=False)), "it needs a GPU"
+    assert not any("nf4" in change for change in out_of_memory.mends(quantised, "evaluating", gpu=False)), (
+        "it needs a GPU"
+    )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     gpu = replace(params, runtime=replace(params.runtime, device="cuda"))
     assert memory.mend(gpu, little, 2) == "set runtime.offload to true"

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline import params as parameters
 from pipeline.flow import snr
+from pipeline.flow.schedule import Schedule, base_levels
 from pipeline.partition import RULES, Partition, compute, plot
-from pipeline.schedule import Schedule, base_levels
 
 FLUX_1024 = Schedule(mu=1.15)
 

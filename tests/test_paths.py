@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from pipeline import paths
-from pipeline.paths import PATHS, Steps
-from pipeline.sampling import PhasePlan, sample_plan
-from pipeline.schedule import SCHEDULER_CLASS, Schedule
+from pipeline.flow import stepping
+from pipeline.flow.sampling import PhasePlan, sample_plan
+from pipeline.flow.schedule import SCHEDULER_CLASS, Schedule
+from pipeline.flow.stepping import PATHS, Steps
 from tests.tiny import FLUX_SCHEDULE, QWEN_SCHEDULE
 
 CONFIGS = {"flux": FLUX_SCHEDULE, "qwen_image": QWEN_SCHEDULE}
@@ -89,4 +89,4 @@ def test_the_official_path_is_two_runs_of_the_stock_scheduler(family, size):
 @pytest.mark.parametrize("value", ["best", None, ["official"]])
 def test_another_path_is_refused(value):
     with pytest.raises(ValueError, match="^path must be one of consistent, official, got "):
-        paths.check("path", value)
+        stepping.check("path", value)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline import backbones, phases
-from pipeline.adapters import adapted
+from pipeline import backbones
+from pipeline.adapters import adapted, switching
 from tests.test_adapters import linear_modules, output, random_state
 from tests.tiny import make_tiny_flux
 
@@ -25,7 +25,7 @@ def test_fused_and_low_rank_forwards_agree(backbone, targets):
     bare, modules = output(backbone), linear_modules(backbone.transformer)
     seen = {}
     for fused in (True, False):
-        with phases.acting(backbone.transformer, states, fused) as select:
+        with switching.acting(backbone.transformer, states, fused) as select:
             for name in ("slow", "fast", None, "slow"):
                 select(name)
                 seen[fused, name] = output(backbone)
@@ -41,7 +41,7 @@ def test_fusing_in_the_handoff_moves_no_data(backbone):
     state = random_state(backbone, "attention", 1)
     weight = backbone.transformer.transformer_blocks[0].attn.to_q.weight
     base = weight.data_ptr()
-    prepared = phases.FusedPhases(backbone.transformer, {"slow": state})
+    prepared = switching.FusedPhases(backbone.transformer, {"slow": state})
     places = []
     for name in ("slow", None, "slow"):
         prepared.select(name)
@@ -52,7 +52,7 @@ def test_fusing_in_the_handoff_moves_no_data(backbone):
 def test_phases_may_adapt_different_modules(backbone):
     bare = output(backbone)
     states = {"slow": random_state(backbone, "all", 1), "fast": random_state(backbone, "attention", 2)}
-    with phases.acting(backbone.transformer, states) as select:
+    with switching.acting(backbone.transformer, states) as select:
         select("fast")
         direct = output(backbone)
         select("slow")
@@ -65,7 +65,7 @@ def test_phases_may_adapt_different_modules(backbone):
 def test_a_module_that_is_not_there_is_named(backbone, fused):
     state = {"nowhere.lora_A.weight": torch.zeros(1, 2), "nowhere.lora_B.weight": torch.zeros(2, 1)}
     with pytest.raises(ValueError, match="adapter slow changes nowhere, which the transformer does not have"):
-        phases.prepare(backbone.transformer, {"slow": state}, fused)
+        switching.prepare(backbone.transformer, {"slow": state}, fused)
 
 
 def test_phases_are_fused_only_where_their_copies_fit(backbone, monkeypatch):
@@ -73,9 +73,9 @@ def test_phases_are_fused_only_where_their_copies_fit(backbone, monkeypatch):
     names = {f"{module}.weight" for module in adapted(states["slow"])}
     weights = dict(backbone.transformer.named_parameters())
     taken = 2 * sum(weights[name].nbytes for name in names)
-    assert phases.copies(backbone.transformer, states) == taken
-    for room, kind in ((taken, phases.FusedPhases), (taken - 1, phases.LowRankPhases)):
-        monkeypatch.setattr(phases, "room", lambda device, room=room: room)
-        prepared = phases.prepare(backbone.transformer, states)
+    assert switching.copies(backbone.transformer, states) == taken
+    for room, kind in ((taken, switching.FusedPhases), (taken - 1, switching.LowRankPhases)):
+        monkeypatch.setattr(switching, "room", lambda device, room=room: room)
+        prepared = switching.prepare(backbone.transformer, states)
         assert isinstance(prepared, kind)
         prepared.close()

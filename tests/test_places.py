@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline import places
+from pipeline.registry import places
 
 
 @pytest.fixture(autouse=True)

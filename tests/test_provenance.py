@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import provenance
-from pipeline.tracking import Metric
+from pipeline.registry import provenance
+from pipeline.registry.tracking import Metric
 from tests.published import LOCK
 
 

@@ -6,11 +6,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from pipeline import adapters, backbones, jobs, phases, training
+from pipeline import adapters, backbones
+from pipeline.adapters import switching
 from pipeline.backbones import base, quantization
 from pipeline.backbones.quantization import PACKAGES
 from pipeline.backbones.teacher import Teacher
-from pipeline.trajectories import Trajectories
+from pipeline.recording.trajectories import Trajectories
+from pipeline.training import jobs, loop
 from tests.recorded import record_tiny
 
 
@@ -38,7 +40,7 @@ needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="pip ins
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_eight_bits_a_weight_nearly_keep_the_velocity(recorded, kind):
     plain, quantised = load(recorded, "none"), load(recorded, kind)
-    assert phases.fusable(plain.transformer) and not phases.fusable(quantised.transformer)
+    assert switching.fusable(plain.transformer) and not switching.fusable(quantised.transformer)
     error = (output(quantised, recorded) - output(plain, recorded)).norm() / output(plain, recorded).norm()
     assert 0 < error < 0.1
 
@@ -49,12 +51,12 @@ def test_an_adapter_trains_on_a_quantised_base_and_acts_there(recorded, tmp_path
     bare = output(backbone, recorded)
     job = jobs.of_phase(recorded.params, recorded.loaded(), "slow")
     job = replace(job, settings=replace(job.settings, train_steps=30, learning_rate=0.01))
-    history = training.train_to(tmp_path, backbone, Trajectories(recorded.trajectories), job)
+    history = loop.train_to(tmp_path, backbone, Trajectories(recorded.trajectories), job)
     assert sum(r.loss for r in history[-5:]) < 0.9 * sum(r.loss for r in history[:5])
     assert torch.equal(output(backbone, recorded), bare), "the base is as it was"
 
     state, _ = adapters.read(tmp_path)
-    with phases.acting(backbone.transformer, {"slow": state}) as select:  # fused is asked for, low-rank is given
+    with switching.acting(backbone.transformer, {"slow": state}) as select:  # fused is asked for, low-rank is given
         assert torch.equal(output(backbone, recorded), bare)
         select("slow")
         assert not torch.allclose(output(backbone, recorded), bare, rtol=1e-2)
@@ -64,7 +66,7 @@ def test_an_adapter_trains_on_a_quantised_base_and_acts_there(recorded, tmp_path
 @needs_torchao
 def test_only_the_transformer_is_quantised(recorded):
     backbone = load(recorded, "int8", backbones.PARTS)
-    assert phases.fusable(backbone.pipeline.text_encoder_2)
+    assert switching.fusable(backbone.pipeline.text_encoder_2)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, package in PACKAGES.items() if find_spec(package) is None])

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import diagnosis, params, registry, tracking
-from pipeline.export import bundle_digest
+from pipeline import diagnosis, params
+from pipeline.bundle.export import bundle_digest
+from pipeline.registry import registry, tracking
 from tests.conftest import slow
 from tests.published import ROOT, write_bundle, write_evaluation, write_project
 
@@ -199,6 +200,7 @@ def test_a_registration_that_another_machine_overtakes_is_taken_back(project, mo
     assert [int(version.version) for version in versions()] == [1]
 
 
+@pytest.mark.slow  # four processes that import MLflow
 def test_four_registrations_at_once_on_a_fresh_database_make_one_version(fresh_project):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "stages.register"]
@@ -508,7 +510,8 @@ def killed(project, when):
     """A registration that gets SIGKILL when it calls this method of the store."""
     program = f"""
 import os, signal
-from pipeline import diagnosis, params, registry, tracking
+from pipeline import diagnosis, params
+from pipeline.registry import registry, tracking
 tracking.Store.{when} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 registry.register(params.load())
 """

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import adapters, artifacts, jobs, rivals
+from pipeline import adapters, artifacts
 from pipeline.ablations import grid
-from pipeline.evaluation import arms, inputs
-from pipeline.rivals import RIVALS, Rival
+from pipeline.evaluation import inputs
+from pipeline.training import jobs, rivals
+from pipeline.training.rivals import RIVALS, Rival
 from tests.evaluation_case import make_artifacts, small_params
 from tests.recorded import record_tiny, workplace
 
@@ -85,20 +86,10 @@ def test_one_entry_makes_a_rival_an_arm_of_evaluations_and_ablations(tmp_path, t
     params = with_arms(small_params(), "toy")
     make_artifacts(params)
     source = inputs.of_stages(params)
-    assert source.controls == ("toy",) and set(source.histories) == {"slow", "fast", "late"}
+    assert source.controls == ("toy",) and source.trainings == {"slow", "fast", "late"}
     found = inputs.read(params, source)
-    assert found.states.keys() == {"slow", "fast", "late"}
-    plan = found.bundle.plan(found.backbone)
-    conditions = arms.Conditions(
-        schedule=found.backbone.schedule(64, 64),
-        teacher_steps=10,
-        student=plan,
-        teacher_scale=3.0,
-        student_scale=1.0,
-        rivals=source.controls,
-        swaps=(),
-    )
-    arm = arms.build(conditions)[-1]
+    assert found.adapter_digests.keys() == {"slow", "fast", "late"}
+    arm = found.arms[-1]
     assert (arm.name, arm.title, arm.question) == ("toy", "Late adapter", "A toy?")
     assert arm.plan.adapters == ("late",) * 4 and arm.nfe == 4
     asked = {"question": "Toy?", "arms": ["toy"], "variants": {"one": {}}, "plot": {"x": "nfe", "y": "psnr"}}

@@ -3,9 +3,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pipeline.partition import compute
-from pipeline.sampling import PhasePlan, euler, euler_states, fixed_plan, sample_plan, two_phase_plan
-from pipeline.schedule import Schedule, base_levels
+from pipeline.flow.sampling import PhasePlan, euler, euler_states, fixed_plan, sample_plan
+from pipeline.flow.schedule import Schedule, base_levels
+from pipeline.partition import compute, two_phase_plan
 from tests.test_partition import params_with
 
 

@@ -5,7 +5,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from pipeline.schedule import Schedule, base_levels, check_scheduler, resolution_mu, shift, stretch_terminal, unshift
+from pipeline.flow.schedule import (
+    Schedule,
+    base_levels,
+    check_scheduler,
+    resolution_mu,
+    shift,
+    stretch_terminal,
+    unshift,
+)
 
 FLUX = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",

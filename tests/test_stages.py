@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import cli, diagnosis
-from stages import sentence, stage_command
+from pipeline.console import sentence
+from stages import stage_command
 
 ROOT = Path(__file__).parent.parent
 

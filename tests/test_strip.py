@@ -9,8 +9,9 @@ from PIL import Image, ImageFont
 from safetensors.torch import load_file, save_file
 
 from measurements import strip
-from pipeline import backbones, export
-from pipeline.export import Bundle
+from pipeline import backbones
+from pipeline.bundle import export
+from pipeline.bundle.export import Bundle
 from tests.published import write_bundle, write_project
 from tests.tiny import make_tiny_flux
 

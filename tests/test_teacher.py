@@ -37,6 +37,7 @@ SMOKE = {
 }
 
 
+@pytest.mark.slow  # the whole pipeline in teacher/, on little data
 def test_the_pipeline_of_the_teacher_runs_in_a_smoke_profile(tmp_path):
     shutil.copytree(ROOT / "teacher", tmp_path / "teacher", ignore=shutil.ignore_patterns("build", "dvc.lock", "tmp"))
     shutil.copytree(ROOT / "pipeline" / "scenes", tmp_path / "pipeline" / "scenes")
@@ -117,6 +118,7 @@ def test_one_raised_pad_stands_for_many():
     assert short.equal(encoder(stock[:, :12])[0]) or torch.allclose(short, encoder(stock[:, :12])[0], atol=1e-5)
 
 
+@pytest.mark.slow  # processes of their own
 def test_the_words_of_clip_are_merged_the_same_way_in_each_process():
     code = "from teacher.text import clip_tokenizer; print(sorted(clip_tokenizer().get_vocab().items()))"
     one, two = (subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True) for _ in "ab")

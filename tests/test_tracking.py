@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tracking
-from pipeline.tracking import Metric
+from pipeline.registry import tracking
+from pipeline.registry.tracking import Metric
 
 ROOT = Path(__file__).parent.parent
 
@@ -248,7 +248,7 @@ def test_a_lock_that_stays_taken_is_one_sentence(project, monkeypatch):
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline import tracking
+from pipeline.registry import tracking
 with tracking.locked():
     print("taken", flush=True)
     sys.stdin.read()

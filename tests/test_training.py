@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import adapters, artifacts, backbones, batches, jobs, phases, training, velocities
-from pipeline import precision as arithmetic
+from pipeline import adapters, artifacts, backbones
+from pipeline.adapters import switching
+from pipeline.backbones import precision as arithmetic
 from pipeline.backbones.base import concat, index, repeat
 from pipeline.backbones.teacher import Teacher
 from pipeline.objectives import OBJECTIVES, Objective, regression
 from pipeline.objectives.base import constant, error
-from pipeline.training import Checkpoint
-from pipeline.trajectories import Trajectories
+from pipeline.recording.trajectories import Trajectories
+from pipeline.training import batches, jobs, loop, velocities
+from pipeline.training.loop import Checkpoint
 from tests.recorded import ROOT, record_tiny, workplace
 
 
@@ -47,7 +49,7 @@ def run(recorded, trajectories, job, checkpoint=None, stop=None):
     """Trains on a fresh backbone; after `stop` records the run ends as if it were killed."""
     backbone = recorded.backbone()
     history = []
-    for record in training.train(backbone, trajectories, job, checkpoint):
+    for record in loop.train(backbone, trajectories, job, checkpoint):
         history.append(record)
         if len(history) == stop:
             return history, None
@@ -124,7 +126,7 @@ def test_a_resumed_run_does_not_repeat_what_its_checkpoint_has(recorded, traject
 
 def test_another_job_input_or_code_has_another_key(recorded, tmp_path, monkeypatch):
     job = make_job(recorded)
-    keys = {training.checkpoint_key(job, recorded.trajectories)}
+    keys = {loop.checkpoint_key(job, recorded.trajectories)}
     changed = [
         make_job(recorded, seed=99),
         make_job(recorded, "fast"),
@@ -132,11 +134,11 @@ def test_another_job_input_or_code_has_another_key(recorded, tmp_path, monkeypat
         replace(job, trajectories=1),
         replace(job, name="other"),
     ]
-    keys |= {training.checkpoint_key(other, recorded.trajectories) for other in changed}
+    keys |= {loop.checkpoint_key(other, recorded.trajectories) for other in changed}
     (tmp_path / "index.json").write_text("{}")
-    keys.add(training.checkpoint_key(job, tmp_path))
-    monkeypatch.setattr(training, "code_digest", lambda: "other code")
-    keys.add(training.checkpoint_key(job, recorded.trajectories))
+    keys.add(loop.checkpoint_key(job, tmp_path))
+    monkeypatch.setattr(loop, "code_digest", lambda: "other code")
+    keys.add(loop.checkpoint_key(job, recorded.trajectories))
     assert len(keys) == 3 + len(changed)
 
 
@@ -150,7 +152,7 @@ def test_one_trajectory_is_one_trajectory(recorded, trajectories, monkeypatch):
 
 def test_a_loss_that_is_not_finite_names_step_phase_and_sigma(recorded, trajectories, tmp_path):
     backbone = recorded.backbone()
-    run_ = training.train(backbone, trajectories, make_job(recorded, "fast"), Checkpoint(tmp_path, every=3))
+    run_ = loop.train(backbone, trajectories, make_job(recorded, "fast"), Checkpoint(tmp_path, every=3))
     for _ in range(4):
         next(run_)
     with torch.no_grad():
@@ -158,7 +160,7 @@ def test_a_loss_that_is_not_finite_names_step_phase_and_sigma(recorded, trajecto
     levels = "|".join(f"{sigma:.4f}" for sigma in recorded.partition.fast.sigmas[:-1])
     with pytest.raises(ValueError, match=rf"must be finite, got nan at train step 4 of phase fast, sigma ({levels});"):
         next(run_)
-    kept = torch.load(tmp_path / training.CHECKPOINT, weights_only=True)
+    kept = torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)
     assert len(kept["history"]) == 3
     assert all(tensor.isfinite().all() for tensor in kept["parameters"])
 
@@ -173,7 +175,7 @@ def test_bfloat16_keeps_the_timestep_and_comes_close(recorded, trajectories):
     backbone = recorded.backbone()
     backbone.transformer.time_text_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     losses = [
-        next(training.train(backbone, trajectories, make_job(recorded, precision="bf16"))).loss,
+        next(loop.train(backbone, trajectories, make_job(recorded, precision="bf16"))).loss,
         run(recorded, trajectories, make_job(recorded, precision="fp32"), stop=1)[0][0].loss,
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
@@ -186,7 +188,7 @@ def test_a_transformer_in_16_bits_trains_an_adapter_in_32(recorded, trajectories
     backbone = backbones.load(Teacher(path=recorded.teacher, dtype="bf16"), "cpu", ("transformer",))
     base = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
     job = make_job(recorded, train_steps=30, learning_rate=0.01)
-    losses = [record.loss for record in training.train(backbone, trajectories, job)]
+    losses = [record.loss for record in loop.train(backbone, trajectories, job)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert {tensor.dtype for tensor in adapters.state(backbone.transformer, "slow").values()} == {torch.float32}
     backbone.transformer.unload_lora()
@@ -200,14 +202,14 @@ def test_gradient_checkpointing_changes_no_loss(recorded, trajectories, precisio
         backbone = recorded.backbone()
         if checkpointing:
             backbone.transformer.enable_gradient_checkpointing()
-        losses.append([record.loss for record in training.train(backbone, trajectories, job)])
+        losses.append([record.loss for record in loop.train(backbone, trajectories, job)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "fp32" else 1e-2)  # merged weights or not
 
 
 def test_training_leaves_the_base_as_it_was(recorded, trajectories, tmp_path):
     backbone = recorded.backbone()
     base = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
-    training.train_to(tmp_path, backbone, trajectories, make_job(recorded))
+    loop.train_to(tmp_path, backbone, trajectories, make_job(recorded))
     after = backbone.transformer.state_dict()
     assert after.keys() == base.keys()
     assert all(torch.equal(after[name], base[name]) for name in base)
@@ -217,13 +219,13 @@ def test_the_trained_adapter_lowers_the_error_of_the_sampled_velocity(recorded, 
     """What was trained with merged weights in bfloat16 helps the float32 student that is sampled."""
     backbone = recorded.backbone()
     job = make_job(recorded, train_steps=40, learning_rate=0.01)
-    training.train_to(tmp_path, backbone, trajectories, job)
+    loop.train_to(tmp_path, backbone, trajectories, job)
     state, _ = adapters.read(tmp_path)
     ids = list(range(len(trajectories)))
     x, x_next = trajectories.states(ids, list(job.steps[0])).unbind(1)
     sigma, sigma_next = (trajectories.sigmas[step].item() for step in job.steps[0])
     errors = {}
-    with phases.acting(backbone.transformer, {"slow": state}) as select, torch.no_grad():
+    with switching.acting(backbone.transformer, {"slow": state}) as select, torch.no_grad():
         for name in (None, "slow"):
             select(name)
             conditioning = index(trajectories.conditioning(ids), ids)
@@ -295,7 +297,7 @@ def test_losses_and_adapters_are_bitwise_those_of_the_formulas(recorded, objecti
     job, steps = replace(job, settings=settings, true_cfg_scale=3.0), 3
     losses, parameters = written_out(recorded, job, precision, steps)
     data, backbone = recorded.loaded(), recorded.backbone()
-    records = training.train(backbone, data.trajectories, job, anchors=data.anchors)
+    records = loop.train(backbone, data.trajectories, job, anchors=data.anchors)
     assert [next(records).loss for _ in range(steps)] == losses
     trained = adapters.parameters(backbone.transformer, job.name)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(trained, parameters, strict=True))
@@ -316,7 +318,7 @@ def test_an_objective_may_ask_the_teacher(recorded, trajectories, monkeypatch, c
     if checkpointing:
         backbone.transformer.enable_gradient_checkpointing()
     job = make_job(recorded, objective="imitation", precision="fp32", train_steps=12, learning_rate=0.01)
-    losses = [record.loss for record in training.train(backbone, trajectories, job)]
+    losses = [record.loss for record in loop.train(backbone, trajectories, job)]
     assert losses[-1] < 0.8 * losses[0]
 
     bare, scale = recorded.backbone(), trajectories.recording.true_cfg_scale
@@ -343,17 +345,17 @@ def test_an_objective_may_keep_a_state_that_a_killed_run_finds_again(recorded, t
     job = make_job(recorded, objective="relative")
     history, state = run(recorded, trajectories, job)
     run(recorded, trajectories, job, Checkpoint(tmp_path, every=3), stop=5)
-    assert torch.load(tmp_path / training.CHECKPOINT, weights_only=True)["objective"]["mean"] > 0
+    assert torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)["objective"]["mean"] > 0
     again, resumed = run(recorded, trajectories, job, Checkpoint(tmp_path, every=3))
     assert again == history
     assert all(torch.equal(resumed[key], state[key]) for key in state)
 
 
 def test_history_files(tmp_path):
-    records = [training.TrainStep(0, 0.5, 1e-3), training.TrainStep(1, 0.25, 5e-4)]
-    training.write_history(tmp_path / "one.csv", {None: records})
-    training.write_history(tmp_path / "many.csv", {"single": records[:1], "official_slow": records})
-    training.write_history(tmp_path / "none.csv", {})
+    records = [loop.TrainStep(0, 0.5, 1e-3), loop.TrainStep(1, 0.25, 5e-4)]
+    loop.write_history(tmp_path / "one.csv", {None: records})
+    loop.write_history(tmp_path / "many.csv", {"single": records[:1], "official_slow": records})
+    loop.write_history(tmp_path / "none.csv", {})
     assert (tmp_path / "one.csv").read_text() == "train_step,loss,learning_rate\n0,0.5,0.001\n1,0.25,0.0005\n"
     rows = list(csv.DictReader((tmp_path / "many.csv").open()))
     assert [row["arm"] for row in rows] == ["single", "official_slow", "official_slow"]
@@ -366,7 +368,7 @@ def kill_in_training(folder: Path, stage: str) -> None:
     command = [sys.executable, "-m", f"stages.{stage}"]
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
-    while not list((folder / ".glance").rglob(training.CHECKPOINT)):
+    while not list((folder / ".glance").rglob(loop.CHECKPOINT)):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -378,6 +380,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow  # whole stages, killed and run again
 def test_a_stage_that_is_killed_goes_on_and_leaks_nothing_into_other_parameters(recorded, tmp_path, run_stage):
     slow, other = {"train_steps": 60}, {"train_steps": 60, "learning_rate": 0.005}
     undisturbed = workplace(tmp_path / "undisturbed", recorded, train_slow=slow)
@@ -399,7 +402,7 @@ def test_a_stage_that_is_killed_goes_on_and_leaks_nothing_into_other_parameters(
     (changed / ".glance").rename(killed / ".glance")
     run_stage(killed, "train_slow")
     assert contents(killed / artifacts.TRAIN_SLOW) == expected
-    assert not list((killed / ".glance").rglob(training.CHECKPOINT))  # it was found, used and removed
+    assert not list((killed / ".glance").rglob(loop.CHECKPOINT))  # it was found, used and removed
 
 
 def test_the_other_training_stages_run(recorded, tmp_path, run_stage):

@@ -7,13 +7,14 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from pipeline import artifacts, backbones, flow, trajectories
+from pipeline import artifacts, backbones, flow
 from pipeline.backbones import base
+from pipeline.flow.schedule import base_levels
 from pipeline.prompts import load_prompts
-from pipeline.recording import conditioning_name, encode, publish, record, recording_key
+from pipeline.recording import trajectories
+from pipeline.recording.record import conditioning_name, encode, publish, record, recording_key
+from pipeline.recording.trajectories import Recording, Trajectories, shard_name
 from pipeline.scenes import captions
-from pipeline.schedule import base_levels
-from pipeline.trajectories import Recording, Trajectories, shard_name
 from tests.test_partition import params_with
 from tests.tiny import make_tiny_flux
 

@@ -25,7 +25,7 @@ from pipeline.ablations.grid import Grid, Run, agree
 from pipeline.ablations.results import Result
 from pipeline.artifacts import EVALUATION, LATENCY, digest_of
 from pipeline.evaluation import outcome
-from pipeline.provenance import flatten
+from pipeline.registry.provenance import flatten
 
 STAGE = "report"  # where a run ends: registering it would move `candidate` to an ablation
 METRICS = (EVALUATION / "metrics.json").as_posix()

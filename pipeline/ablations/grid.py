@@ -15,9 +15,9 @@ from pipeline import artifacts, params, partition
 from pipeline.ablations.results import METRICS
 from pipeline.artifacts import read_text
 from pipeline.evaluation.arms import PRODUCT, titles
+from pipeline.flow.schedule import Schedule
 from pipeline.params import Params
-from pipeline.provenance import flatten
-from pipeline.schedule import Schedule
+from pipeline.registry.provenance import flatten
 
 FOLDER = Path("experiments")
 KEYS = ("question", "paper", "answer", "arms", "set", "variants", "seeds", "plot")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,14 @@ import torch
 
 from pipeline import artifacts
 from pipeline.backbones.teacher import Teacher
-from pipeline.loras import Lora, content
 from pipeline.names import meant_path
+from pipeline.styles import Lora, content
 
 if TYPE_CHECKING:
     from pipeline.backbones.stock import StockBackbone
 
 PARTS = ("text", "transformer", "vae")
+FAMILIES = "pipeline.families"  # imported by name: a family builds on this package, which knows none
 
 
 @contextmanager
@@ -31,32 +33,6 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _flux() -> type[StockBackbone]:
-    from pipeline.backbones.flux import FluxBackbone  # diffusers takes seconds to import
-
-    return FluxBackbone
-
-
-def _qwen_image() -> type[StockBackbone]:
-    from pipeline.backbones.qwen_image import QwenImageBackbone
-
-    return QwenImageBackbone
-
-
-def _z_image() -> type[StockBackbone]:
-    from pipeline.backbones.z_image import ZImageBackbone
-
-    return ZImageBackbone
-
-
-FAMILIES: dict[str, Callable[[], type[StockBackbone]]] = {
-    "FluxPipeline": _flux,
-    "QwenImagePipeline": _qwen_image,
-    "ZImagePipeline": _z_image,
-}
-"""What imports a family, by the pipeline class that model_index.json names."""
 
 
 def load(
@@ -99,10 +75,11 @@ def family(path: str | Path) -> type[StockBackbone]:
         raise ValueError(f"teacher: {path} is no folder{meant_path(path)}")
     content = artifacts.read_json(path / "model_index.json")
     name = content.get("_class_name") if isinstance(content, dict) else None
-    if name not in FAMILIES:
-        raise ValueError(f"teacher: the pipeline class of {path} must be one of {', '.join(FAMILIES)}, got {name}")
+    families = import_module(FAMILIES).CLASSES
+    if name not in families:
+        raise ValueError(f"teacher: the pipeline class of {path} must be one of {', '.join(families)}, got {name}")
     with _quiet_transformers():
-        return FAMILIES[name]()
+        return import_module(f"{FAMILIES}.{families[name]}").BACKBONE
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.guidance import Velocity, forwards
-from pipeline.schedule import Schedule
+from pipeline.flow.guidance import Velocity, forwards
+from pipeline.flow.schedule import Schedule
 
 Conditioning = dict[str, Tensor]
 """What a transformer reads of a prompt: named tensors whose first dimension is the batch."""

@@ -18,14 +18,14 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline import artifacts, fusing, mends
+from pipeline import artifacts, out_of_memory
+from pipeline.adapters.lora_names import Target
+from pipeline.backbones import fusing, weight_files
 from pipeline.backbones import quantization as quantizing
-from pipeline.backbones import weight_files
 from pipeline.backbones.base import Conditioning
 from pipeline.backbones.teacher import Teacher
-from pipeline.guidance import Velocity, forwards, true_cfg
-from pipeline.lora_names import Target
-from pipeline.schedule import Schedule, check_scheduler
+from pipeline.flow.guidance import Velocity, forwards, true_cfg
+from pipeline.flow.schedule import Schedule, check_scheduler
 
 WORD_START = re.compile(r"[▁Ġ]([a-z]+)")  # how T5's and Qwen's vocabularies mark a token that begins a word
 
@@ -96,7 +96,7 @@ class StockBackbone(ABC):
                         str(folder), dtype=dtype, local_files_only=True, **options
                     )
             except (OSError, RuntimeError, KeyError, AttributeError) as error:
-                if mends.out_of_memory(error):
+                if out_of_memory.out_of_memory(error):
                     raise
                 said = " ".join(str(error).split()).replace(str(folder), str(path))[:300]
                 raise ValueError(f"teacher: {path} cannot be loaded: {said}") from error

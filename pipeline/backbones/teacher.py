@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.loras import Lora
+from pipeline.styles import Lora
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline import names
-from pipeline.guidance import forwards
+from pipeline.flow.guidance import forwards
+from pipeline.flow.sampling import PhasePlan, fixed_plan
+from pipeline.flow.schedule import Schedule, base_levels
 from pipeline.partition import PHASES
-from pipeline.rivals import RIVALS, chosen
-from pipeline.sampling import PhasePlan, fixed_plan
-from pipeline.schedule import Schedule, base_levels
+from pipeline.training.rivals import RIVALS, chosen
 
 REFERENCE = "teacher"
 PRODUCT = "student"

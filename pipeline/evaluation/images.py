@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import artifacts, image_archives
 from pipeline.evaluation.arms import Arm, ShownArm, titles
 from pipeline.evaluation.samples import Draws, Shard
-from pipeline.schedule import Schedule
+from pipeline.flow.schedule import Schedule
 
 INDEX = "index.json"
 VERSION = 1

@@ -8,35 +8,29 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline import adapters, artifacts, backbones, loras
+from pipeline import adapters, artifacts, backbones, styles
 from pipeline.backbones.base import Backbone
+from pipeline.bundle.export import MANIFEST, PHASES, Bundle, bundle_digest
 from pipeline.evaluation import arms
 from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.sampler import Sampler
 from pipeline.evaluation.weights import ArmWeights
-from pipeline.export import MANIFEST, PHASES, Bundle, bundle_digest
+from pipeline.flow.schedule import Schedule
 from pipeline.params import Params
 from pipeline.prompts import load_prompts
-from pipeline.rivals import chosen
-from pipeline.schedule import Schedule
+from pipeline.training.rivals import chosen
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "numpy")
 IMAGE_CODE = (
-    "pipeline/adapters.py",
+    "pipeline/adapters/*.py",
     "pipeline/backbones/*.py",
     "pipeline/evaluation/sampler.py",
     "pipeline/evaluation/weights.py",
-    "pipeline/fusing.py",
-    "pipeline/guidance.py",
-    "pipeline/lora_files.py",
-    "pipeline/lora_names.py",
-    "pipeline/lora_strength.py",
-    "pipeline/loras.py",
-    "pipeline/phases.py",
-    "pipeline/sampling.py",
-    "pipeline/schedule.py",
+    "pipeline/flow/*.py",
+    "pipeline/styles.py",
 )
-"""The modules that the bytes of an image depend on: what `sampler` imports, but for what only gives it numbers."""
+"""The code that the bytes of an image depend on, with the file of the teacher's family: what `sampler` imports, but for
+what only gives it numbers."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +182,8 @@ def _origin(params: Params) -> dict:
     teacher = params.teacher
     return {
         "teacher": artifacts.folder_digest(teacher.path),
-        "loras": loras.content(teacher.loras),
-        "code": artifacts.code_digest(IMAGE_CODE),
+        "loras": styles.content(teacher.loras),
+        "code": artifacts.code_digest((*IMAGE_CODE, f"pipeline/families/{teacher.family}.py")),
         "packages": {name: version(name) for name in PACKAGES},
         "device": backbones.resolve_device(params.runtime.device).type,
         "dtype": teacher.dtype,

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.evaluation import content, generation, histories, inputs, outcome, report, scoring, timing
+from pipeline.evaluation import generation, inputs, outcome, timing
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.inputs import Source
+from pipeline.evaluation.report import content, histories, page
+from pipeline.evaluation.scores import scoring
 from pipeline.params import Params
 from pipeline.progress import Progress
 
@@ -34,5 +36,5 @@ def evaluate(params: Params, source: Source, folder: Path, progress: Progress) -
     timing.time_arms(given, outcome.latency_file(folder), progress)
     losses = histories.read(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
     shown = {name: loss for name, loss in losses.items() if name in source.trainings}
-    report.write(content.gather(params, images, folder, shown, source.trained_here), folder / "report.html")
+    page.write(content.gather(params, images, folder, shown, source.trained_here), folder / "report.html")
     shutil.rmtree(images.folder)

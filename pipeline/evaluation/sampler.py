@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import guidance, sampling
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.evaluation.weights import ArmWeights
+from pipeline.flow import guidance, sampling
 
 if TYPE_CHECKING:  # which arms there are changes no image
     from pipeline.evaluation.arms import Arm

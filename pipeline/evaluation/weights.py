@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pipeline.phases import prepare
+from pipeline.adapters.switching import prepare
 
 
 class ArmWeights:

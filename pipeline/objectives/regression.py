@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from pipeline import flow
-from pipeline.guidance import Velocity
+from pipeline.flow.guidance import Velocity
 from pipeline.objectives.base import Objective, Sample, constant, cosine, error
 
 

@@ -1,0 +1,1 @@
+"""The bundle: a pair of adapters with its manifest, how it is written, imported and used."""

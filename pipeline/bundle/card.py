@@ -1,0 +1,127 @@
+"""The model card of a bundle: what the pair is, and the lines that use it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from pipeline.artifacts import read_text
+from pipeline.backbones.teacher import DTYPES
+from pipeline.styles import Lora
+
+
+def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], imported: bool) -> str:
+    """The model card, with the lines that use the bundle; in plain diffusers `guided` is the call's guidance."""
+    guidance, slow, fast = manifest["guidance"], manifest["phases"]["slow"], manifest["phases"]["fast"]
+    values = dict(
+        base=manifest["base_model"],
+        license=manifest["base_license"],
+        digest=manifest["base_digest"],
+        slow=len(slow["steps"]),
+        fast=len(fast["steps"]),
+        steps=len(manifest["steps"]),
+        teacher_steps=manifest["teacher_steps"],
+        teacher_scale=guidance["teacher_true_cfg_scale"],
+        handoff=f"{manifest['handoff']['sigma']:.4f}",
+        rank=manifest["rank"],
+        u=list(manifest["u"]),
+        height=manifest["height"],
+        width=manifest["width"],
+        tokens=manifest["max_sequence_length"],
+        dtype=DTYPES[manifest["dtype"]],
+        styles="".join(map(_fused, manifest["loras"])),
+        fused=" with the LoRAs that are fused into it above" if manifest["loras"] else "",
+        guided="".join(f"\n    {name}={value!r}," for name, value in guided.items()),
+    )
+    origin = (IMPORTED_TEXT if imported else TRAINED_TEXT).substitute(values)
+    return CARD_TEXT.substitute(values, origin=origin, use=USE_TEXTS[manifest["path"]].substitute(values))
+
+
+def license_of(card: Path) -> str:
+    """The `license:` of a model card's front matter; "unknown" without one."""
+    lines = read_text(card).splitlines() if card.is_file() else []
+    head = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
+    found = [line.partition(":")[2].strip() for line in head if line.startswith("license:")]
+    return found[0] if found else "unknown"
+
+
+def _fused(lora: Mapping[str, Any]) -> str:
+    """The lines of plain diffusers that fuse a LoRA of the manifest into the base."""
+    found = Lora(**lora)
+    if found.hub:
+        repository, revision, file = map(json.dumps, found.hub.group("repository", "revision", "filename"))
+        source = f"{repository}, revision={revision}, weight_name={file}"
+    else:
+        source = f"{json.dumps(found.path.parent.as_posix())}, weight_name={json.dumps(found.path.name)}"
+    return f"""
+pipe.load_lora_weights({source})  # sha256 {found.sha256}
+pipe.fuse_lora(components=["transformer"], lora_scale={found.weight})
+pipe.unload_lora_weights()"""
+
+
+CARD_TEXT = Template("""---
+base_model: $base
+library_name: diffusers
+license: $license
+pipeline_tag: text-to-image
+tags: [lora, flow-matching, distillation]
+---
+
+# A slow-fast pair of adapters: $steps steps instead of $teacher_steps
+
+Two LoRA adapters of rank $rank for `$base`. `slow` acts in the first $slow steps, `fast` in the last $fast, from
+sigma $handoff on. $origin
+
+$use
+`glance.json` has the levels, the phases and the guidance in full. The adapters belong to the base model whose
+transformer$fused has the digest `$digest`, and its licence ($license) holds for them.
+""")
+
+TRAINED_TEXT = Template(
+    """They were trained on the path of the base model with $teacher_steps steps and a true CFG scale of
+$teacher_scale. The method follows "Glance: Accelerating Diffusion Models with 1 Sample", arXiv 2512.02899."""
+)
+IMPORTED_TEXT = Template("They were trained elsewhere and imported for this base; how, their own source says.")
+
+USE_TEXTS = {
+    "consistent": Template("""With plain diffusers:
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+folder = "."  # of this card
+pipe = DiffusionPipeline.from_pretrained("$base", dtype=$dtype)$styles
+for phase in ("slow", "fast"):
+    pipe.load_lora_weights(folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
+
+
+def hand_over(pipe, step, timestep, tensors):
+    if step == $slow - 1:  # the last slow step is done
+        pipe.set_adapters("fast")
+    return tensors
+
+
+pipe.set_adapters("slow")
+image = pipe(
+    "a red star",
+    sigmas=$u,$guided
+    height=$height,
+    width=$width,
+    max_sequence_length=$tokens,
+    generator=torch.Generator().manual_seed(0),
+    callback_on_step_end=hand_over,
+).images[0]
+```
+"""),
+    "official": Template("""With this project's command, in this folder, where `$base` is the base model's folder:
+
+```sh
+glance generate "a red star" --bundle . --teacher $base
+```
+
+The pair runs on the path of the official Glance code: in each step the model is told one noise level while the latents
+move along another grid. A stock pipeline does not do that; with `sigmas=` it gives other images.
+"""),
+}  # by `path` of the manifest

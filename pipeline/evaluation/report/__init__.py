@@ -1,0 +1,1 @@
+"""The page that shows what was measured, for people and for the registry."""
