@@ -1,5 +1,6 @@
 PYTHON ?= python3
 PORT   ?= 5000
+JOBS   ?= 2
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 
@@ -28,8 +29,9 @@ check: setup
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m pytest -q -m "not slow"
 
+# Two files of tests at once, each with one thread; a file stays together, since its tests share a small project.
 test: setup
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup
 	@$(BIN)/python -m ruff check .
