@@ -61,13 +61,7 @@ def test_a_change_of_scoring_code_makes_no_image_and_no_report_of_equal_scores(c
 def test_another_title_of_an_arm_makes_no_image(changed):
     before, file = cached(changed), changed.folder / "pipeline" / "evaluation" / "arms.py"
     file.write_text(file.read_text().replace('"Student"', '"The student"'))
-    assert ran(changed.succeed("dvc", "repro", "report")) == [
-        "check",
-        "generate_images",
-        "time_arms",
-        "evaluate",
-        "report",
-    ]
+    assert set(ran(changed.succeed("dvc", "repro", "report"))) == {"check", *EVALUATION}
     assert cached(changed) == before
 
 

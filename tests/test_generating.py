@@ -58,7 +58,13 @@ def start(*arguments, **env):
     """The same as a process of its own."""
     command = [sys.executable, "-m", "pipeline.cli", "generate", "--prompts-file", "prompts.txt", *arguments]
     path = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env={**os.environ, **path, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **path, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
+    )
 
 
 def contents(folder):

@@ -71,7 +71,7 @@ def test_every_target_works_in_a_folder_of_any_name_and_stays_in_it(make, tmp_pa
         (place, "-m venv .venv"),
         (place, f"-m pip install --quiet {torch}"),
         (place, "-m pip install --quiet --constraint constraints.txt --editable .[test]"),
-        (place, "-m pytest"),
+        (place, "-m pytest -n 2 --dist loadfile"),
         (place, "-m ruff check ."),
         (place, "-m mlflow ui --backend-store-uri sqlite:///.glance/mlflow.db --host 127.0.0.1 --port 5000"),
         (f"{place}/teacher", "-m dvc repro"),

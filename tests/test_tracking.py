@@ -264,7 +264,8 @@ with tracking.locked():
 
 
 def test_mlflow_is_imported_on_connection_only():
-    program = "import sys, pipeline.tracking, pipeline.registry; print({'mlflow', 'torch'} & set(sys.modules))"
+    modules = "pipeline.registry.tracking, pipeline.registry.registry"
+    program = f"import sys, {modules}; print({{'mlflow', 'torch'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True) == "set()\n"
 
 
