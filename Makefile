@@ -27,7 +27,7 @@ check: setup
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
 
 # Two files of tests at once, each with one thread; a file stays together, since its tests share a small project.
 test: setup

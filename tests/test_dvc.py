@@ -149,6 +149,11 @@ def test_nothing_turns_the_run_cache_off():
     assert "outs" not in STAGES["register"]
 
 
+def test_a_fresh_clone_times_its_own_arms_and_registers_them():
+    assert STAGES["time_arms"]["metrics"] == [str(artifacts.LATENCY)], "with its times in git, a clone would skip both"
+    assert str(artifacts.LATENCY) in STAGES["register"]["deps"]
+
+
 def test_plots_lie_in_what_the_stages_write():
     outs = {out for stage in STAGES.values() for out in stage.get("outs", [])}
     for plot in YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["plots"]:
