@@ -339,10 +339,13 @@ def machine_tables(
     return lines
 
 
-def keep(results: dict[str, list[dict]], machine: str, row: dict, key: tuple[str, ...]) -> None:
-    """Adds a row to those of a machine, in place of one that has the same values of `key`."""
+def keep(file: Path, machine: str, row: dict, key: tuple[str, ...]) -> dict[str, list[dict]]:
+    """Writes a row into a file, in place of the machine's row with the same values of `key`; returns all rows."""
+    results = json.loads(file.read_text()) if file.exists() else {}
     others = [other for other in results.get(machine, []) if any(other[name] != row[name] for name in key)]
     results[machine] = [*others, row]
+    artifacts.write_json(file, results)
+    return results
 
 
 def _cell(row: dict, key: str) -> str:
@@ -369,15 +372,11 @@ def main(
 ) -> None:
     """Measures models and writes the table."""
     place = backbones.resolve_device(device)
-    machine = machine_name(place)
-    file = docs / "gpu.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
     for name in names:
         for kind in kinds:
             row = measure(name, kind, small, pixels, repeats, place)
             click.echo(json.dumps(row))
-            keep(results, machine, row, KEY)
-            artifacts.write_json(file, results)
+            results = keep(docs / "gpu.json", machine_name(place), row, KEY)
     (docs / "gpu.md").write_text(table(results), encoding="utf-8")
 
 

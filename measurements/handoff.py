@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from measurements.gpu import DOCS, ROOT, keep, machine_name, machine_tables, random_adapter
-from pipeline import adapters, artifacts, backbones, params
+from pipeline import adapters, backbones, params
 from pipeline.adapters import switching
 from pipeline.backbones import base
 from pipeline.backbones.teacher import Teacher
@@ -162,13 +162,10 @@ def _cell(row: dict, key: str) -> str:
 def main(teacher: Path, bundle: Path, batches: tuple[int, ...], rounds: int, device: str, docs: Path) -> None:
     """Measures the student against the base and writes the table."""
     place = backbones.resolve_device(device)
-    machine, file = machine_name(place), docs / "handoff.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
     for batch in batches:
         row = measure(teacher, bundle, batch, rounds, place)
         click.echo(json.dumps(row))
-        keep(results, machine, row, KEY)
-        artifacts.write_json(file, results)
+        results = keep(docs / "handoff.json", machine_name(place), row, KEY)
     (docs / "handoff.md").write_text(table(results), encoding="utf-8")
 
 
