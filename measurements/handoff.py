@@ -25,7 +25,7 @@ from pipeline.adapters import switching
 from pipeline.backbones import base
 from pipeline.backbones.teacher import Teacher
 from pipeline.bundle.export import Bundle
-from pipeline.flow.sampling import PhasePlan, fixed_plan, sample_plan
+from pipeline.flow.sampling import StepPlan, fixed_plan, sample_plan
 from pipeline.partition import compute, two_phase_plan
 
 LIMITS = {"fused": 1.03, "unfused": 1.15}
@@ -76,7 +76,7 @@ def measure(teacher: Path, folder: Path, batch: int, rounds: int, device: torch.
     conditioning = bare.encode(prompts, size.max_sequence_length)
     noise = bare.noise(range(batch), size.height, size.width)
 
-    def run(backbone: base.Backbone, plan: PhasePlan, select: Callable[[str | None], None]) -> Callable[[], Tensor]:
+    def run(backbone: base.Backbone, plan: StepPlan, select: Callable[[str | None], None]) -> Callable[[], Tensor]:
         velocity = base.guided(backbone, conditioning, None, guidance_scale=3.5, true_cfg_scale=1, grid=grid)
 
         def call() -> Tensor:

@@ -388,7 +388,7 @@ def promote(reference: str | None, force: bool) -> None:
 @one_sentence
 @in_root
 def doctor(fix: bool) -> None:
-    """Check git, DVC, packages, the teacher and the registry; say what is wrong and how to mend it."""
+    """Check git, DVC, packages, the teacher and the registry; say what is wrong and how to fix it."""
     from pipeline import diagnosis, rwlock
 
     if fix and (found := rwlock.repair(Path.cwd())):
@@ -397,8 +397,8 @@ def doctor(fix: bool) -> None:
     for name, finding in diagnosis.run():
         wrong += not finding.ok
         click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {name}: {finding.text}")
-        if finding.mend:
-            click.echo(f"     mend: {finding.mend}")
+        if finding.fix:
+            click.echo(f"     fix: {finding.fix}")
     if wrong:
         raise click.ClickException(f"{wrong} of {len(diagnosis.CHECKS)} checks failed")
 

@@ -1,4 +1,4 @@
-"""What a machine and a checkout need for the pipeline, one check per thing: what is wrong, and the mend."""
+"""What a machine and a checkout need for the pipeline, one check per thing: what is wrong, and the fix."""
 
 import shutil
 import subprocess
@@ -16,11 +16,11 @@ DISTRIBUTION = "glance-pipeline"
 
 
 class Finding(NamedTuple):
-    """What a check saw; `mend` says what to do when it is not ok."""
+    """What a check saw; `fix` says what to do when it is not ok."""
 
     ok: bool
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def git() -> Finding:
@@ -105,13 +105,13 @@ def teacher() -> Finding:
         return Finding(False, "params.yaml does not say where it is", "correct params.yaml")
     path = Path(settings.path)
     if not path.is_dir():
-        mend = (
+        fix = (
             "run `glance fetch`" if settings.hub else f"git checkout {path}, or set teacher.path to a diffusers folder"
         )
-        return Finding(False, f"{path} is missing", mend)
+        return Finding(False, f"{path} is missing", fix)
 
     for lora in styles.missing(settings.loras):
-        return Finding(False, f"{lora.path} is missing", lora.mend)
+        return Finding(False, f"{lora.path} is missing", lora.how_to_get)
 
     from pipeline import backbones
     from pipeline.backbones import weight_files
@@ -144,7 +144,7 @@ def fit() -> Finding:
 
         needed, have = memory.estimate(settings), memory.capacity(settings.runtime.device)
     except (ValueError, OSError) as error:
-        return Finding(False, f"cannot be estimated: {error}", "mend the teacher first")
+        return Finding(False, f"cannot be estimated: {error}", "fix the teacher first")
     free = shutil.disk_usage(Path.cwd()).free
     peaks = [f"{work} about {peak / memory.GIB:.1f}" for work, peak in needed.peaks.items()]
     text = (
@@ -152,7 +152,7 @@ def fit() -> Finding:
         f"the cache {needed.cache / memory.GIB:.1f} GiB of {free / memory.GIB:.1f} on disk"
     )
     if needed.device > have:
-        return Finding(False, text, memory.mend(settings, needed, have))
+        return Finding(False, text, memory.advice(settings, needed, have))
     if needed.cache > free:
         return Finding(False, text, "free some disk, or lower trajectories.prompts or seeds_per_prompt")
     return Finding(True, text)

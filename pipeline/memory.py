@@ -36,7 +36,7 @@ class Estimate:
 
     @property
     def peaks(self) -> dict[str, float]:
-        """The peaks on the device, by the word that `mends.mends` has for the work."""
+        """The peaks on the device, by the word that `out_of_memory.advice` has for the work."""
         return {"recording": self.recording, "training": self.training, "evaluating": self.evaluating}
 
     @property
@@ -86,11 +86,11 @@ def capacity(device: str) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def mend(params: Params, needed: Estimate, have: float) -> str:
+def advice(params: Params, needed: Estimate, have: float) -> str:
     """The cheapest change to make first, for the first work that does not fit into `have` bytes."""
     work = next(work for work, peak in needed.peaks.items() if peak > have)
     gpu = backbones.resolve_device(params.runtime.device).type != "cpu"
-    return out_of_memory.mends(params, work, gpu)[0]
+    return out_of_memory.advice(params, work, gpu)[0]
 
 
 def _weights(skeleton: nn.Module, dtype: str, quantization: str) -> float:

@@ -39,7 +39,7 @@ def on_gpu(error: BaseException) -> bool:
     return not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error)
 
 
-def mends(params: Params, work: str | None, gpu: bool) -> list[str]:
+def advice(params: Params, work: str | None, gpu: bool) -> list[str]:
     """What makes a work smaller, the cheapest first; empty for a work that needs little.
 
     Args:

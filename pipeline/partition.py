@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import flow, names
-from pipeline.flow.sampling import PhasePlan
+from pipeline.flow.sampling import StepPlan
 from pipeline.flow.schedule import LEVEL_TOLERANCE, NUM_TRAIN_TIMESTEPS, Schedule, base_levels
 from pipeline.params import Params, PartitionParams
 
@@ -180,10 +180,10 @@ def compute(params: Params, schedule: Schedule) -> Partition:
     )
 
 
-def two_phase_plan(partition: Partition, slow: str | None = "slow", fast: str | None = "fast") -> PhasePlan:
+def two_phase_plan(partition: Partition, slow: str | None = "slow", fast: str | None = "fast") -> StepPlan:
     """The adapter `slow` in the slow phase's steps, `fast` from the handoff on."""
     adapters = (slow,) * len(partition.slow.steps) + (fast,) * len(partition.fast.steps)
-    return PhasePlan(torch.tensor(partition.sigmas, dtype=torch.float64), adapters)
+    return StepPlan(torch.tensor(partition.sigmas, dtype=torch.float64), adapters)
 
 
 def plot(partition: Partition, path: str | Path) -> None:

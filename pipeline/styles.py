@@ -49,7 +49,7 @@ class Lora:
         return HUB.fullmatch(self.file)
 
     @property
-    def mend(self) -> str:
+    def how_to_get(self) -> str:
         """How to get it."""
         if self.hub:
             return f"run `glance fetch`, which gets what teacher.loras lists, or copy it to {self.path} yourself"
@@ -58,7 +58,7 @@ class Lora:
     def require(self) -> None:
         """Raises ValueError unless its file is there."""
         if not self.path.is_file():
-            raise ValueError(f"the LoRA {self.path} is missing: {self.mend}{meant_path(self.path)}")
+            raise ValueError(f"the LoRA {self.path} is missing: {self.how_to_get}{meant_path(self.path)}")
 
     def digest(self) -> str:
         """Of its bytes, "sha256:<hex>".

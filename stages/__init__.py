@@ -57,7 +57,7 @@ def stage_command(name: str, read: Callable[[], Params] = load) -> Callable[[Cal
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 if out_of_memory.out_of_memory(error):
                     work = out_of_memory.STAGES.get(name)
-                    changes = out_of_memory.mends(params, work, out_of_memory.on_gpu(error)) if work else []
+                    changes = out_of_memory.advice(params, work, out_of_memory.on_gpu(error)) if work else []
                     said = [out_of_memory.sentence(error, changes)]
                 elif isinstance(error, RuntimeError):
                     raise

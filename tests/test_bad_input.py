@@ -128,21 +128,21 @@ def test_a_teacher_that_cannot_be_followed_is_refused_by_every_stage_that_loads_
 
 
 @pytest.mark.parametrize(
-    ("stage", "key", "value", "mend"),
+    ("stage", "key", "value", "fix"),
     [
         ("cache_trajectories", "teacher.height", 32_000_000, "lower trajectories.shard_size; if that is not enough"),
         ("train_slow", "training.batch", 10**14, "set runtime.gradient_checkpointing to true; if that is not enough"),
         ("evaluate", "evaluation.bootstrap", 10**14, "lower evaluation.bootstrap; if that is not enough, lower eval"),
     ],
 )
-def test_memory_that_runs_out_is_one_sentence_with_the_mend(broken, stage, key, value, mend):
+def test_memory_that_runs_out_is_one_sentence_with_the_mend(broken, stage, key, value, fix):
     broken.change(key, value)
     if key == "teacher.height":
         broken.change("teacher.width", value)
         file = broken.folder / "artifacts" / "teacher" / "scheduler" / "scheduler_config.json"
         fixed = json.loads(file.read_text()) | {"use_dynamic_shifting": False}  # a size shifts it beyond any level
         file.write_text(json.dumps(fixed))
-    assert refusal(broken, stage).startswith(f"out of memory, main memory is too small: {mend}")
+    assert refusal(broken, stage).startswith(f"out of memory, main memory is too small: {fix}")
 
 
 WRITERS = ["cache_trajectories", "compute_partition", "train_slow", "export_adapter", "generate_images", "evaluate"]

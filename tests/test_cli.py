@@ -132,7 +132,7 @@ def test_generate_in_little_memory_makes_the_same_images(project, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "mend"),
+    ("options", "fix"),
     [
         (
             (),
@@ -141,7 +141,7 @@ def test_generate_in_little_memory_makes_the_same_images(project, monkeypatch):
         (("--offload", "--batch", 1, "--quantization", "nf4"), "use a larger GPU"),
     ],
 )
-def test_generate_without_memory_says_what_to_change(project, monkeypatch, options, mend):
+def test_generate_without_memory_says_what_to_change(project, monkeypatch, options, fix):
     def fails(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -149,7 +149,7 @@ def test_generate_without_memory_says_what_to_change(project, monkeypatch, optio
     monkeypatch.setattr(backbones, "load", lambda teacher, *a, **_: load(teacher.path, *a))
     monkeypatch.setattr("pipeline.bundle.export.generate", fails)
     line = refused("generate", "a star", *options)
-    assert line.endswith(f"Error: out of memory, the GPU is too small: {mend}"), line
+    assert line.endswith(f"Error: out of memory, the GPU is too small: {fix}"), line
     assert not Path("images").exists()
 
 
@@ -233,5 +233,5 @@ def test_doctor_shows_what_is_wrong_with_the_mend_and_fails(project, monkeypatch
     assert done.exit_code == 1
     assert "ok   teacher: sha256:" in done.stdout
     assert "FAIL registry: no MLflow server answers" in done.stdout
-    assert "     mend: start the server, or correct or unset MLFLOW_TRACKING_URI" in done.stdout
+    assert "     fix: start the server, or correct or unset MLFLOW_TRACKING_URI" in done.stdout
     assert "checks failed" in done.stderr

@@ -24,8 +24,8 @@ def project(tmp_path, monkeypatch):
 
 
 def wrong(finding, text):
-    """Is this the finding, with a mend?"""
-    return not finding.ok and text in finding.text and finding.mend
+    """Is this the finding, with a fix?"""
+    return not finding.ok and text in finding.text and finding.fix
 
 
 def test_git_and_commit(monkeypatch):
@@ -138,7 +138,7 @@ def test_what_a_registration_would_stumble_over_is_found(project):
     lost = diagnosis.registry()
     assert wrong(lost, "the candidate: glance-scenes version 1 holds no files: nothing is at /")
     assert wrong(lost, "the champion: glance-scenes version 1 holds no files: nothing is at /")
-    assert lost.mend.startswith("run `glance register`; register the champion's bundle anew and promote it, or")
+    assert lost.fix.startswith("run `glance register`; register the champion's bundle anew and promote it, or")
     assert registry.register(params.load()).version.number == 2
     assert "candidate" not in diagnosis.registry().text and wrong(diagnosis.registry(), "the champion: ")
     registry.promote(params.load())

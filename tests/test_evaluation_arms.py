@@ -5,7 +5,7 @@ import torch
 
 from pipeline.evaluation import arms, latency
 from pipeline.evaluation.latency import Work
-from pipeline.flow.sampling import PhasePlan
+from pipeline.flow.sampling import StepPlan
 from pipeline.flow.schedule import Schedule
 
 SCHEDULE = Schedule(mu=0.5)
@@ -13,7 +13,7 @@ STUDENT_U = (1.0, 0.94, 0.88, 0.8, 0.64, 0.48, 0.32, 0.16)
 CONDITIONS = arms.Conditions(
     schedule=SCHEDULE,
     teacher_steps=50,
-    student=PhasePlan(SCHEDULE.sigmas(STUDENT_U), ("slow",) * 3 + ("fast",) * 5),
+    student=StepPlan(SCHEDULE.sigmas(STUDENT_U), ("slow",) * 3 + ("fast",) * 5),
     teacher_scale=3.0,
     student_scale=1.0,
     rivals=("single", "official"),
@@ -78,7 +78,7 @@ def test_an_unguided_teacher_takes_one_forward_a_step():
 
 
 def test_a_student_of_one_forward_still_meets_a_guided_step():
-    student = PhasePlan(SCHEDULE.sigmas([1.0]), ("fast",))
+    student = StepPlan(SCHEDULE.sigmas([1.0]), ("fast",))
     assert by_name(replace(CONDITIONS, student=student))["base_guided_equal_cost"].steps == 1
 
 

@@ -179,7 +179,7 @@ def test_the_model_is_not_loaded_where_every_image_is_there(counted):
 def test_a_damaged_file_of_the_cache_is_made_again(counted):
     counted()
     given = read(small_params())
-    path = samples.Store(drawn_images, given.origin, given.adapter_digests).path(
+    path = samples.ImageCache(drawn_images, given.origin, given.adapter_digests).path(
         arm(given, "teacher"), ImageSet.load(artifacts.IMAGES).draws.prompts[0]
     )
     whole = path.read_bytes()
@@ -191,9 +191,9 @@ def test_a_damaged_file_of_the_cache_is_made_again(counted):
 
 def test_a_shard_is_named_by_what_it_depends_on(given):
     teacher, student = arm(given, "teacher"), arm(given, "student")
-    store = samples.Store(drawn_images, given.origin, given.adapter_digests)
-    retrained = samples.Store(drawn_images, given.origin, dict.fromkeys(given.states, "other"))
-    elsewhere = samples.Store(drawn_images, {"teacher": "other"}, given.adapter_digests)
+    store = samples.ImageCache(drawn_images, given.origin, given.adapter_digests)
+    retrained = samples.ImageCache(drawn_images, given.origin, dict.fromkeys(given.states, "other"))
+    elsewhere = samples.ImageCache(drawn_images, {"teacher": "other"}, given.adapter_digests)
     names = [
         store.path(teacher, SHARD),
         store.path(student, SHARD),

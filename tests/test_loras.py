@@ -365,4 +365,4 @@ def test_a_hub_that_does_not_answer_is_one_sentence(here, monkeypatch):
 def test_doctor_names_a_missing_lora(fetching):
     finding = diagnosis.teacher()
     assert not finding.ok and finding.text == "loras/own.safetensors is missing"
-    assert finding.mend.startswith("copy it to loras/own.safetensors")
+    assert finding.fix.startswith("copy it to loras/own.safetensors")

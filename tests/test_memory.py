@@ -1,4 +1,4 @@
-"""The memory estimate agrees with what is loaded, and its mend makes it smaller."""
+"""The memory estimate agrees with what is loaded, and its advice makes it smaller."""
 
 from dataclasses import replace
 
@@ -63,28 +63,28 @@ def test_each_mend_makes_the_estimate_smaller(tmp_path):
         changed = params
         seen = [memory.estimate(changed).peaks[work]]
         for change in words:
-            assert out_of_memory.mends(changed, work, gpu=True)[0] == change
+            assert out_of_memory.advice(changed, work, gpu=True)[0] == change
             changed = CHANGES[change](changed)
             seen.append(memory.estimate(changed).peaks[work])
         assert seen == sorted(seen, reverse=True) and len(set(seen)) == len(seen)
-        assert out_of_memory.mends(changed, work, gpu=True) == ["lower teacher.height and width"]
+        assert out_of_memory.advice(changed, work, gpu=True) == ["lower teacher.height and width"]
 
 
 def test_doctor_is_told_the_first_mend_of_the_first_work_that_does_not_fit(tmp_path, monkeypatch):
     params = small_params(make_tiny_flux(tmp_path / "teacher"))
     needed = memory.estimate(params)
-    assert memory.mend(params, needed, 0) == "lower trajectories.shard_size"
-    assert memory.mend(params, replace(needed, recording=1), 2) == "set runtime.gradient_checkpointing to true"
+    assert memory.advice(params, needed, 0) == "lower trajectories.shard_size"
+    assert memory.advice(params, replace(needed, recording=1), 2) == "set runtime.gradient_checkpointing to true"
     elsewhere = replace(params, runtime=replace(params.runtime, device="cpu"))
     little = replace(needed, recording=1, training=1)
-    assert memory.mend(elsewhere, little, 2) == "lower evaluation.batch", "main memory cannot be offloaded to"
+    assert memory.advice(elsewhere, little, 2) == "lower evaluation.batch", "main memory cannot be offloaded to"
     quantised = replace(elsewhere, teacher=replace(elsewhere.teacher, quantization="int8"))
-    assert not any("nf4" in change for change in out_of_memory.mends(quantised, "evaluating", gpu=False)), (
+    assert not any("nf4" in change for change in out_of_memory.advice(quantised, "evaluating", gpu=False)), (
         "it needs a GPU"
     )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     gpu = replace(params, runtime=replace(params.runtime, device="cuda"))
-    assert memory.mend(gpu, little, 2) == "set runtime.offload to true"
+    assert memory.advice(gpu, little, 2) == "set runtime.offload to true"
 
 
 @pytest.mark.parametrize("family", MAKERS)

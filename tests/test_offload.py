@@ -107,14 +107,14 @@ def test_a_pair_makes_bitwise_the_same_images(paths, moves, tmp_path, fused):
     assert torch.equal(bare, images(load(paths["flux"], offload=False))), "the base is as it was"
 
 
-@pytest.mark.parametrize("kind", [switching.FusedPhases, switching.LowRankPhases])
+@pytest.mark.parametrize("kind", [switching.FusedAdapters, switching.LowRankAdapters])
 def test_weights_that_are_not_at_work_wait_at_home(paths, kind):
     backbone = backbones.load(paths["flux"], "cpu", ("transformer",))
     states = {"slow": random_state(backbone, "all", 1), "fast": random_state(backbone, "attention", 2)}
     prepared = kind(backbone.transformer, states, torch.device("meta"))
     waiting = (
         [weight for weights in prepared._weights.values() for weight in weights.values()]
-        if kind is switching.FusedPhases
+        if kind is switching.FusedAdapters
         else [factor for factors in prepared._factors.values() for pair in factors.values() for factor in pair]
     )
     assert waiting and all(weight.is_meta for weight in waiting)

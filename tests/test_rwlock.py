@@ -54,7 +54,7 @@ def test_dvc_goes_on_after_a_repair(repository, record):
     record.write_text(HALF)
     failed = repository.run("dvc", "repro")
     assert failed.returncode != 0 and "JSON structure is corrupted" in failed.stdout
-    assert not diagnosis.dvc_record().ok and "glance doctor --fix" in diagnosis.dvc_record().mend
+    assert not diagnosis.dvc_record().ok and "glance doctor --fix" in diagnosis.dvc_record().fix
     said = repository.succeed(sys.executable, "-m", "pipeline.rwlock")
     assert said == f"removed .dvc/tmp/rwlock: {rwlock.BROKEN}\n"
     assert diagnosis.dvc_record().ok and "up to date" in repository.succeed("dvc", "repro")

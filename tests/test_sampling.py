@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pipeline.flow.sampling import PhasePlan, euler, euler_states, fixed_plan, sample_plan
+from pipeline.flow.sampling import StepPlan, euler, euler_states, fixed_plan, sample_plan
 from pipeline.flow.schedule import Schedule, base_levels
 from pipeline.partition import compute, two_phase_plan
 from tests.test_partition import params_with
@@ -96,7 +96,7 @@ def test_a_plan_with_one_adapter_is_euler(ends):
 
 def test_each_adapter_acts_in_its_own_steps_alone(ends):
     """With velocities that are constant per adapter, x moves by the sum of d_sigma v."""
-    plan = PhasePlan(sigmas_of(3), ("slow", None, "fast"))
+    plan = StepPlan(sigmas_of(3), ("slow", None, "fast"))
     speed, selected = {"slow": 1.0, None: 10.0, "fast": 100.0}, []
     x = sample_plan(lambda x, sigma: torch.full_like(x, speed[selected[-1]]), ends[0], plan, selected.append)
     moved = sum((later - now) * speed[a] for (now, later), a in zip(pairwise(plan.sigmas), plan.adapters, strict=True))
@@ -110,7 +110,7 @@ def test_a_plan_may_move_otherwise_than_it_tells(ends):
         told.append(sigma[0].item())
         return torch.ones_like(x)
 
-    plan = PhasePlan(sigmas_of(2), (None, None), moves=torch.tensor([-0.75, -0.5], dtype=torch.float64))
+    plan = StepPlan(sigmas_of(2), (None, None), moves=torch.tensor([-0.75, -0.5], dtype=torch.float64))
     x = sample_plan(velocity, ends[0], plan, lambda adapter: None)
     assert told == sigmas_of(2)[:-1].tolist()
     torch.testing.assert_close(ends[0] - x, torch.full_like(x, 1.25))
@@ -124,6 +124,6 @@ def test_sampling_needs_no_gradients(ends):
 
 def test_a_plan_needs_one_adapter_and_one_move_per_step():
     with pytest.raises(ValueError, match="a plan of 2 steps needs as many adapters, got 1"):
-        PhasePlan(sigmas_of(2), ("slow",))
+        StepPlan(sigmas_of(2), ("slow",))
     with pytest.raises(ValueError, match="a plan of 2 steps needs as many moves, got 3"):
-        PhasePlan(sigmas_of(2), (None, None), torch.zeros(3))
+        StepPlan(sigmas_of(2), (None, None), torch.zeros(3))

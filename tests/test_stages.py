@@ -221,8 +221,8 @@ def test_a_stage_refuses_to_be_the_code_of_another_checkout(clone, options, safe
     command = [sys.executable, *options, "-m", "stages.compute_partition"]
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
     assert done.returncode == 1
-    mend = "unset PYTHONSAFEPATH, and run Python without -P and -I"
-    assert done.stderr == f"Error: compute_partition: {SENTENCE.format(clone)}: {mend}\n"
+    fix = "unset PYTHONSAFEPATH, and run Python without -P and -I"
+    assert done.stderr == f"Error: compute_partition: {SENTENCE.format(clone)}: {fix}\n"
 
 
 def test_a_stage_runs_the_working_directorys_code_whatever_is_installed(clone):
@@ -246,7 +246,7 @@ def test_other_commands_run_in_any_checkout(clone, monkeypatch):
         done = CliRunner().invoke(cli.main, command)
         assert done.exit_code == 1 and "this is the code of" not in done.output
     found = diagnosis.code()
-    assert not found.ok and found.text == SENTENCE.format(clone) and "python -m pipeline.cli doctor" in found.mend
+    assert not found.ok and found.text == SENTENCE.format(clone) and "python -m pipeline.cli doctor" in found.fix
     monkeypatch.chdir(ROOT)
     assert diagnosis.code().ok
 

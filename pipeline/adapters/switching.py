@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.adapters import adapted, check, delta, linear_shapes
 
 
-class FusedPhases:
+class FusedAdapters:
     """Full weights per phase, W + B A, put in place by reference: no low-rank path, no copy at the handoff.
 
     Costs one more copy of the adapted weights per phase. Where those wait in main memory, beside a transformer that
@@ -86,7 +86,7 @@ class _LowRank(nn.Module):
         return y.reshape(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), B.t()).view(y.shape)
 
 
-class LowRankPhases:
+class LowRankAdapters:
     """Adapters beside the layers: no copy of any weight, at the cost of two small products per module and forward."""
 
     def __init__(
@@ -95,7 +95,7 @@ class LowRankPhases:
         states: Mapping[str, Mapping[str, Tensor]],
         home: torch.device | None = None,
     ):
-        """Puts the adapters on the transformer, none at work; arguments and errors as for FusedPhases."""
+        """Puts the adapters on the transformer, none at work; arguments and errors as for FusedAdapters."""
         _check_all(transformer, states)
         self._transformer = transformer
         modules, dtype = dict(transformer.named_modules()), transformer.dtype
@@ -148,18 +148,18 @@ def prepare(
     states: Mapping[str, Mapping[str, Tensor]],
     fused: bool = True,
     home: torch.device | None = None,
-) -> FusedPhases | LowRankPhases:
+) -> FusedAdapters | LowRankAdapters:
     """Adapters ready to be selected, as full weights if `fused`, the base allows it and there is room for them.
 
-    `home` as for FusedPhases.
+    `home` as for FusedAdapters.
     """
     place = home or next(transformer.parameters()).device
     fuse = fused and fusable(transformer) and copies(transformer, states) <= room(place)
-    return (FusedPhases if fuse else LowRankPhases)(transformer, states, home)
+    return (FusedAdapters if fuse else LowRankAdapters)(transformer, states, home)
 
 
 def copies(transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """Bytes that FusedPhases takes beside the base: the adapted weights once per phase."""
+    """Bytes that FusedAdapters takes beside the base: the adapted weights once per phase."""
     weights = {name: weight.nbytes for name, weight in transformer.named_parameters()}
     return sum(weights.get(f"{module}.weight", 0) for state in states.values() for module in adapted(state))
 
@@ -185,7 +185,7 @@ def acting(
     Args:
         transformer: The base.
         states: One state with folded scale per name.
-        fused: As full weights (see FusedPhases), unless the base is quantised; else beside the layers.
+        fused: As full weights (see FusedAdapters), unless the base is quantised; else beside the layers.
         home: Where weights wait that are not at work, a backbone's `home`; None = where the transformer is now.
 
     Raises:

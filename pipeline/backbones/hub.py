@@ -34,7 +34,7 @@ def fetch(hub: str, path: str | Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: The folder is there already, or the hub refuses or does not answer; the message has the mend.
+        ValueError: The folder is there already, or the hub refuses or does not answer; the message says what to do.
     """
     path = Path(path)
     repository, _, revision = hub.partition("@")
@@ -53,7 +53,7 @@ def fetch_lora(lora: Lora) -> Path:
         Its file, which appears whole.
 
     Raises:
-        ValueError: The file is there already, or the hub refuses or does not answer; the message has the mend.
+        ValueError: The file is there already, or the hub refuses or does not answer; the message says what to do.
     """
     if lora.hub is None:
         raise ValueError(f"teacher.loras must name owner/name@revision/FILE to fetch it, got {lora.file}")
@@ -80,12 +80,12 @@ def _refusals(key: str, repository: str, revision: str, path: Path) -> Iterator[
     except RevisionNotFoundError as error:
         raise ValueError(f"{key}: {repository} has no revision {revision}") from error
     except RepositoryNotFoundError as error:
-        mend = "correct the name, or run `hf auth login` if it is private"
-        raise ValueError(f"{key}: the hub has no {repository} for you; {mend}") from error
+        fix = "correct the name, or run `hf auth login` if it is private"
+        raise ValueError(f"{key}: the hub has no {repository} for you; {fix}") from error
     except RemoteEntryNotFoundError as error:
         raise ValueError(f"{key}: {repository} has no file for {path} at revision {revision}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        mend = f"go online, or copy {'the folder' if key == 'teacher.hub' else 'the file'} to {path} yourself"
-        raise ValueError(f"the hub does not answer for {repository}: {mend}") from error
+        fix = f"go online, or copy {'the folder' if key == 'teacher.hub' else 'the file'} to {path} yourself"
+        raise ValueError(f"the hub does not answer for {repository}: {fix}") from error
     except HfHubHTTPError as error:
         raise ValueError(f"the hub refuses {repository}: {' '.join(str(error).split())[:200]}") from error

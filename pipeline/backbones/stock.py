@@ -31,7 +31,7 @@ WORD_START = re.compile(r"[▁Ġ]([a-z]+)")  # how T5's and Qwen's vocabularies 
 
 
 @dataclass(frozen=True)
-class Inputs:
+class ForwardInputs:
     """What one forward of a transformer reads, on its device and in its dtype."""
 
     x: Tensor
@@ -129,7 +129,7 @@ class StockBackbone(ABC):
         """Keyword arguments that make a call of the model's own pipeline guided like that."""
 
     @abstractmethod
-    def _forward(self, inputs: Inputs) -> Tensor:
+    def _forward(self, inputs: ForwardInputs) -> Tensor:
         """v of the transformer, shape (B, T, C)."""
 
     @abstractmethod
@@ -299,7 +299,7 @@ class StockBackbone(ABC):
         if self.transformer_config.get("guidance_embeds"):
             guidance = torch.full((len(x),), guidance_scale, dtype=torch.float32, device=self.device)
         timestep = 1000 * sigma.to(self.device, torch.float32)
-        inputs = Inputs(x.to(self.device, self.dtype), timestep, conditioning, guidance, (rows, columns))
+        inputs = ForwardInputs(x.to(self.device, self.dtype), timestep, conditioning, guidance, (rows, columns))
         return self._forward(inputs).to(x.dtype)
 
     def guide(self, cond: Velocity, uncond: Velocity, scale: float) -> Velocity:

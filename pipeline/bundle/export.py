@@ -24,7 +24,7 @@ from pipeline.backbones.teacher import Teacher
 from pipeline.bundle import card
 from pipeline.flow import stepping
 from pipeline.flow.guidance import forwards
-from pipeline.flow.sampling import PhasePlan, sample_plan
+from pipeline.flow.sampling import StepPlan, sample_plan
 from pipeline.params import StudentParams, TeacherParams
 from pipeline.partition import PHASES, Partition
 from pipeline.styles import Lora, pinned
@@ -79,7 +79,7 @@ class Bundle:
     base_license: str
     rank: int
     path: str = "consistent"
-    """How the latents move, one of `paths.PATHS`."""
+    """How the latents move, one of `stepping.PATHS`."""
     loras: tuple[Lora, ...] = ()
     """What is fused into the base, with the digests of the files."""
 
@@ -133,11 +133,11 @@ class Bundle:
             path=Path(path or self.base_model), dtype=self.dtype, quantization=quantization, loras=self.loras
         )
 
-    def plan(self, backbone: Backbone) -> PhasePlan:
+    def plan(self, backbone: Backbone) -> StepPlan:
         """What the model is told, how far the latents move and which adapter acts in each of the K steps."""
         steps = stepping.Steps(self.u, len(self.phases["slow"].steps), self.teacher_steps, self.height, self.width)
         sigmas, moves = stepping.PATHS[self.path](steps, backbone.schedule)
-        return PhasePlan(sigmas, tuple(name for name in PHASES for _ in self.phases[name].steps), moves)
+        return StepPlan(sigmas, tuple(name for name in PHASES for _ in self.phases[name].steps), moves)
 
     def _state(self, path: Path) -> adapters.State:
         try:
@@ -184,7 +184,7 @@ def write(
         partition: The student's path.
         teacher: The base, and how it was run.
         student: How the student is run.
-        path: How the latents move, one of `paths.PATHS`.
+        path: How the latents move, one of `stepping.PATHS`.
         imported: The adapters were trained elsewhere, which the card then says.
 
     Raises:

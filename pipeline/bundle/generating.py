@@ -66,7 +66,7 @@ class Origin:
     quantization: str
     dtype: str
     path: str
-    """How the latents move, one of `paths.PATHS`."""
+    """How the latents move, one of `stepping.PATHS`."""
     steps: int
     nfe: int
     """Forwards per image."""

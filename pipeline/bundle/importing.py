@@ -35,7 +35,7 @@ def bundle(
         rule: Of the partition, see `partition.RULES`; the released Glance weights are "official".
         steps: The steps of each phase.
         strength: What the adapters are multiplied with. A file that does not say its alpha counts as alpha = rank.
-        path: How the latents move, see `paths.PATHS`; the official Glance code has one of its own.
+        path: How the latents move, see `stepping.PATHS`; the official Glance code has one of its own.
 
     Raises:
         ValueError: A file is no LoRA of the base, see `lora_files.read`; the rule or the steps do not fit; there is no

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipeline import names
 from pipeline.flow.guidance import forwards
-from pipeline.flow.sampling import PhasePlan, fixed_plan
+from pipeline.flow.sampling import StepPlan, fixed_plan
 from pipeline.flow.schedule import Schedule, base_levels
 from pipeline.partition import PHASES
 from pipeline.training.rivals import RIVALS, chosen
@@ -32,7 +32,7 @@ class Conditions:
 
     schedule: Schedule
     teacher_steps: int
-    student: PhasePlan
+    student: StepPlan
     teacher_scale: float
     student_scale: float
     rivals: tuple[str, ...]
@@ -59,7 +59,7 @@ class Arm:
     name: str
     title: str
     question: str
-    plan: PhasePlan
+    plan: StepPlan
     true_cfg_scale: float
 
     @property

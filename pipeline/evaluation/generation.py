@@ -9,7 +9,7 @@ from pipeline import artifacts, leftovers
 from pipeline.evaluation import images, samples
 from pipeline.evaluation.images import Origin
 from pipeline.evaluation.inputs import Inputs
-from pipeline.evaluation.samples import Store
+from pipeline.evaluation.samples import ImageCache
 from pipeline.progress import Progress
 
 
@@ -32,7 +32,7 @@ def generate(given: Inputs, folder: Path, progress: Progress) -> None:
     drawn = samples.draws(
         given.prompts, settings.seed, settings.batch, settings.diversity_prompts, settings.diversity_seeds
     )
-    store = Store(lambda arm, shard: given.sampler.images(arm, shard), given.origin, given.adapter_digests)
+    store = ImageCache(lambda arm, shard: given.sampler.images(arm, shard), given.origin, given.adapter_digests)
     forwards = drawn.images * sum(arm.nfe for arm in given.arms)
     what = f"{drawn.images} images of {len(given.arms)} arms"
     with artifacts.atomic_dir(folder) as partial, progress(total=forwards, what=what, unit="forward") as bar:

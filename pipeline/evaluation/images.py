@@ -30,7 +30,7 @@ class Origin:
         teacher_digest: Of the transformer and what is fused into it.
         bundle_digest: Of the pair.
         adapter_digests: Of each adapter's file.
-        path: How the student's latents move, one of `paths.PATHS`.
+        path: How the student's latents move, one of `stepping.PATHS`.
         versions: Of the packages.
         schedule: Base levels to sigmas, at the resolution of the images.
         teacher_steps: Steps of the teacher.

@@ -96,7 +96,7 @@ def pick(images: Images, arm: ShownArm, among: Sequence[Shard], indices: Sequenc
     return [found[index] for index in indices]
 
 
-class Store:
+class ImageCache:
     """A cache of images, one file for a shard of an arm, named by what its content depends on.
 
     A file is written whole, so a generation that was killed continues after its last shard. Another evaluation finds

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.adapters.lora_names import Target
 from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import Inputs, StockBackbone, stock_true_cfg
+from pipeline.backbones.stock import ForwardInputs, StockBackbone, stock_true_cfg
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ATTENTION = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
@@ -101,7 +101,7 @@ class FluxBackbone(StockBackbone):
         """`guidance_scale` is the embedded one."""
         return {"guidance_scale": guidance_scale, **stock_true_cfg(true_cfg_scale, negative_prompt)}
 
-    def _forward(self, inputs: Inputs) -> Tensor:
+    def _forward(self, inputs: ForwardInputs) -> Tensor:
         x, embeds = inputs.x, inputs.conditioning["prompt_embeds"]
         return self.transformer(
             hidden_states=x,

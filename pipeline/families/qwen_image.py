@@ -7,7 +7,7 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import Inputs, StockBackbone, pad, stock_true_cfg
+from pipeline.backbones.stock import ForwardInputs, StockBackbone, pad, stock_true_cfg
 from pipeline.flow.guidance import Velocity, true_cfg_norm_rescaled
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -54,7 +54,7 @@ class QwenImageBackbone(StockBackbone):
         embedded = {"guidance_scale": guidance_scale} if self.transformer_config.get("guidance_embeds") else {}
         return embedded | (stock_true_cfg(true_cfg_scale, negative_prompt) or {"true_cfg_scale": 1.0})
 
-    def _forward(self, inputs: Inputs) -> Tensor:
+    def _forward(self, inputs: ForwardInputs) -> Tensor:
         mask = inputs.conditioning["prompt_embeds_mask"]
         mask = mask[:, : int(mask.sum(1).max())]  # no row of the batch is longer
         return self.transformer(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.adapters.lora_names import Target
 from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import Inputs, StockBackbone, pack, pad, unpack
+from pipeline.backbones.stock import ForwardInputs, StockBackbone, pack, pad, unpack
 from pipeline.flow.guidance import forwards
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -67,7 +67,7 @@ class ZImageBackbone(StockBackbone):
             return {"guidance_scale": 0.0}
         return {"guidance_scale": true_cfg_scale - 1, "negative_prompt": negative_prompt}
 
-    def _forward(self, inputs: Inputs) -> Tensor:
+    def _forward(self, inputs: ForwardInputs) -> Tensor:
         embeds, mask = inputs.conditioning["prompt_embeds"], inputs.conditioning["prompt_embeds_mask"]
         images = self.transformer(
             list(unpack(inputs.x, inputs.grid).unsqueeze(2)),  # (C, 1, h, w) each

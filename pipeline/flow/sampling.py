@@ -33,7 +33,7 @@ def euler(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PhasePlan:
+class StepPlan:
     """Noise levels, and which adapter acts in each step.
 
     Raises:
@@ -62,13 +62,13 @@ class PhasePlan:
         return [sigma_next - sigma for sigma, sigma_next in pairwise(self.sigmas.tolist())]
 
 
-def fixed_plan(sigmas: Tensor, adapter: str | None = None) -> PhasePlan:
+def fixed_plan(sigmas: Tensor, adapter: str | None = None) -> StepPlan:
     """One adapter, or none, in every step."""
-    return PhasePlan(sigmas, (adapter,) * (len(sigmas) - 1))
+    return StepPlan(sigmas, (adapter,) * (len(sigmas) - 1))
 
 
 @torch.no_grad()
-def sample_plan(velocity: Velocity, x: Tensor, plan: PhasePlan, select: Callable[[str | None], None]) -> Tensor:
+def sample_plan(velocity: Velocity, x: Tensor, plan: StepPlan, select: Callable[[str | None], None]) -> Tensor:
     """Follows a plan; `select` is told the adapter before the first step and before each step that changes it.
 
     Args:

@@ -136,8 +136,8 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
         raise ValueError(f"the scheduler's configuration must be a JSON object, got {config!r}")
     name = config.get("_class_name")
     if name != SCHEDULER_CLASS:
-        mend = "choose a flow-matching model, one that predicts noise or v cannot be followed"
-        raise ValueError(f"the scheduler must be a {SCHEDULER_CLASS}, got {name}; {mend}")
+        fix = "choose a flow-matching model, one that predicts noise or v cannot be followed"
+        raise ValueError(f"the scheduler must be a {SCHEDULER_CLASS}, got {name}; {fix}")
     values = SCHEDULER_DEFAULTS | dict(config)
 
     def require(key: str, fits: bool, rule: str) -> None:

@@ -221,11 +221,11 @@ class Trajectories:
         return self._tensors[file]
 
     def _verify(self, file: str, digest: str) -> None:
-        mend = "remove the folder and run `dvc repro cache_trajectories`"
+        fix = "remove the folder and run `dvc repro cache_trajectories`"
         if not (self.folder / file).is_file():
-            raise ValueError(f"trajectories: {file} is missing from {self.folder}; {mend}")
+            raise ValueError(f"trajectories: {file} is missing from {self.folder}; {fix}")
         if artifacts.file_digest(self.folder / file) != digest:
-            raise ValueError(f"trajectories: {file} does not match its digest in {self.folder / INDEX}; {mend}")
+            raise ValueError(f"trajectories: {file} does not match its digest in {self.folder / INDEX}; {fix}")
 
 
 def write_none(folder: Path) -> None:

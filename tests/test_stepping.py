@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from pipeline.flow import stepping
-from pipeline.flow.sampling import PhasePlan, sample_plan
+from pipeline.flow.sampling import StepPlan, sample_plan
 from pipeline.flow.schedule import SCHEDULER_CLASS, Schedule
 from pipeline.flow.stepping import PATHS, Steps
 from tests.tiny import FLUX_SCHEDULE, QWEN_SCHEDULE
@@ -39,7 +39,7 @@ def test_the_consistent_path_moves_from_what_is_told_to_what_is_told_next(family
     sigmas, moves = PATHS["consistent"](replace(STEPS, height=size[0], width=size[1]), schedule_of(family))
     torch.testing.assert_close(sigmas[:-1] + moves, sigmas[1:])
     assert moves.sum().item() == pytest.approx(-1, abs=1e-12)
-    plan, told = PhasePlan(sigmas, (None,) * 10, moves), []
+    plan, told = StepPlan(sigmas, (None,) * 10, moves), []
     sample_plan(lambda x, sigma: told.append(1000 * sigma.item()) or x, torch.ones(1, 1), plan, lambda adapter: None)
     np.testing.assert_allclose(told, 1000 * schedule_of(family)(*size).sigmas(U)[:-1], atol=1e-4)
 
@@ -81,7 +81,7 @@ def test_the_official_path_is_two_runs_of_the_stock_scheduler(family, size):
         return fields[len(told) - 1]
 
     sigmas, moves = PATHS["official"](replace(STEPS, height=size[0], width=size[1]), schedule)
-    ours = sample_plan(velocity, noise, PhasePlan(sigmas, (None,) * 10, moves), lambda adapter: None)
+    ours = sample_plan(velocity, noise, StepPlan(sigmas, (None,) * 10, moves), lambda adapter: None)
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
     np.testing.assert_allclose(told, TOLD[family], atol=1e-3)
 

@@ -41,7 +41,7 @@ def test_fusing_in_the_handoff_moves_no_data(backbone):
     state = random_state(backbone, "attention", 1)
     weight = backbone.transformer.transformer_blocks[0].attn.to_q.weight
     base = weight.data_ptr()
-    prepared = switching.FusedPhases(backbone.transformer, {"slow": state})
+    prepared = switching.FusedAdapters(backbone.transformer, {"slow": state})
     places = []
     for name in ("slow", None, "slow"):
         prepared.select(name)
@@ -74,7 +74,7 @@ def test_phases_are_fused_only_where_their_copies_fit(backbone, monkeypatch):
     weights = dict(backbone.transformer.named_parameters())
     taken = 2 * sum(weights[name].nbytes for name in names)
     assert switching.copies(backbone.transformer, states) == taken
-    for room, kind in ((taken, switching.FusedPhases), (taken - 1, switching.LowRankPhases)):
+    for room, kind in ((taken, switching.FusedAdapters), (taken - 1, switching.LowRankAdapters)):
         monkeypatch.setattr(switching, "room", lambda device, room=room: room)
         prepared = switching.prepare(backbone.transformer, states)
         assert isinstance(prepared, kind)
