@@ -3,6 +3,7 @@ PORT   ?= 5000
 JOBS   ?= 2
 BIN    := .venv/bin
 STAMP  := .venv/.installed
+BESIDE := .venv/benchmarks
 
 # Names are relative, since make cannot have a target with a space, and tools are called as modules: the first line of a
 # script in .venv/bin holds the project's path. PATH is for the stages, which DVC runs as `python -m stages.x`.
@@ -30,7 +31,7 @@ check: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
 
 # Two files of tests at once, each with one thread; a file stays together, since its tests share a small project.
-test: setup
+test: setup $(BESIDE)/.installed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup
@@ -64,4 +65,9 @@ $(STAMP): pyproject.toml constraints.txt | place
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+# The packages of the scorers' tests, in a folder that only those tests see: see tests/test_scorers.py.
+$(BESIDE)/.installed: tests/scorers/requirements.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(BESIDE) --requirement $<
 	@touch $@

@@ -1,0 +1,1 @@
+"""The official benchmarks of a pair: prompts, images, scores and one table."""

@@ -1,0 +1,14 @@
+"""Every in-process scorer, by its name."""
+
+from __future__ import annotations
+
+from pipeline import names
+from pipeline.benchmarking.scorers import Entry
+
+SCORERS: dict[str, Entry] = {}
+
+
+def find(name: str) -> Entry:
+    """A scorer by its name. Raises ValueError with the nearest name where there is none."""
+    names.check("the scorer", name, list(SCORERS))
+    return SCORERS[name]

@@ -1,0 +1,298 @@
+"""What an official benchmark is: its prompts, the files that its scorers read, and how scores become numbers.
+
+An entry is one file of this folder and one line of `table.py`. It computes nothing by itself: `pipeline/benchmarking`
+fetches its prompts, generates its images, runs its scorers and collects its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.benchmarks import Column
+from pipeline.evaluation.benchmarks.statistics import Statistic, mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One prompt of a benchmark.
+
+    Attributes:
+        id: The benchmark's own name of the prompt, unique within it.
+        prompt: The text that an image is generated of, unchanged.
+        category: The group that the official summary averages over, such as GenEval's tag; "" where there is none.
+        extra: What a scorer needs beside the prompt, in JSON's types.
+    """
+
+    id: str
+    prompt: str
+    category: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One file of a benchmark's source.
+
+    Attributes:
+        path: Its path in the repository; its last part is the file's name here.
+        sha256: Hex digest of its bytes; None where nobody could read the file yet: then the counts alone are checked.
+    """
+
+    path: str
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folders."""
+        return Path(self.path).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the prompts come from.
+
+    Attributes:
+        site: "github", "hub-dataset" or "local" (written by this project).
+        repository: "owner/name"; "" for a local source.
+        revision: The commit.
+        files: All that `parse` reads.
+        licence: SPDX name and what it means for the prompts, in one line.
+        shipped: Whether the files come with this project, in `benchmarks/prompts/<benchmark>/`.
+    """
+
+    site: str
+    repository: str = ""
+    revision: str = ""
+    files: tuple[SourceFile, ...]
+    licence: str
+    shipped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """What a scorer says of one image, or of all images of one prompt.
+
+    Attributes:
+        item: The prompt's id.
+        seed: The number of the image among those of its prompt, from 0; None where the scorer judges the prompt whole.
+        fields: Numbers, or texts that the scorer read in the image.
+    """
+
+    item: str
+    seed: int | None
+    fields: Mapping[str, float | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number of the table, made of one scorer's values.
+
+    Attributes:
+        column: Key, title, digits, unit and direction.
+        scorer: The name of the in-process or external scorer whose values it reads.
+        fields: Which of the scorer's fields a prompt's row holds, each averaged over the prompt's images.
+        statistic: How the rows of all prompts become one number.
+        categories: Only prompts of these categories have a value; () = all.
+        scored: Which prompts have a value, where not all of the categories do.
+        retained: Whether the arm's number is shown as a share of the teacher's; else as a difference.
+    """
+
+    column: Column
+    scorer: str
+    fields: tuple[str, ...]
+    statistic: Statistic = mean
+    categories: tuple[str, ...] = ()
+    scored: Callable[[Item], bool] | None = None
+    retained: bool = True
+
+    def asks(self, item: Item) -> bool:
+        """Whether the prompt must have a value."""
+        return (not self.categories or item.category in self.categories) and (self.scored is None or self.scored(item))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """One number of the table, made of the features of all images: a distance between two distributions.
+
+    Attributes:
+        column: Key, title, digits and direction.
+        scorer: The in-process scorer that gives the features.
+        kind: "fid" or "kid".
+        reference: "teacher" for the teacher's images of the same prompts, "real" for photographs that the user names.
+    """
+
+    column: Column
+    scorer: str
+    kind: str
+    reference: str
+
+
+ImageOf = Callable[[Item, int], Path]
+"""The PNG file of an image, by prompt and by its number among the images of the prompt."""
+Layout = Callable[[Path, Sequence[Item], Mapping[str, ImageOf], int], None]
+"""Writes an official layout: the root to fill, the prompts, the images of every arm by its name, images per prompt.
+
+A scorer whose root holds one arm gets a mapping of one entry.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What an external scorer's command is made of.
+
+    Attributes:
+        python: The interpreter of the scorer's environment.
+        checkout: The official repository.
+        images: The root of the official layout.
+        out: An empty folder for the results.
+        arms: The arms whose images lie in the layout.
+        height: Pixels of one image.
+        width: Pixels of one image.
+        options: What the user set for this scorer beside these, such as a folder of weights.
+    """
+
+    python: str
+    checkout: Path
+    images: Path
+    out: Path
+    arms: tuple[str, ...]
+    height: int
+    width: int
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class External:
+    """A scorer that runs in an environment of its own, by its official command.
+
+    Attributes:
+        name: Of the scorer, as `Metric.scorer` names it.
+        version: The commit of the official code that this entry was written for.
+        layout: Writes the files that it reads.
+        commands: Its command lines, in order; each runs in the checkout.
+        parse: Reads what it wrote into `Call.out`: every value of one arm. Raises ValueError with the file, the rule
+            and what was found where a line cannot be read.
+        needs: The options that the user must set, with what each is.
+        note: What a user must know of its bugs; "" is nothing.
+        whole: The scorer takes all arms in one call.
+    """
+
+    name: str
+    version: str
+    layout: Layout
+    commands: Callable[[Call], list[list[str]]]
+    parse: Callable[[Path, Sequence[Item], str], list[Value]]
+    needs: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    whole: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A number that somebody published for a model.
+
+    Attributes:
+        model: The model's name in lower case as part of a folder or hub name, such as "qwen-image".
+        metric: The key of the column.
+        value: The number, in the column's own scale.
+        where: The publication.
+    """
+
+    model: str
+    metric: str
+    value: float
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialBenchmark:
+    """One official benchmark.
+
+    Attributes:
+        name: As commands name it.
+        title: As tables show it.
+        about: What it measures, in one sentence.
+        source: Where the prompts come from.
+        parse: The prompts, from the source's files by name. Raises ValueError where a file has another format.
+        counts: How many prompts each category has; `prepare` refuses others.
+        seeds: Images per prompt.
+        metrics: The numbers that are made of scorers' values.
+        distances: The numbers that are made of features.
+        external: The scorers that run in an environment of their own.
+        published: What others measured.
+        sanity: For a metric, the least value of a working teacher run: below it the scorer is broken.
+    """
+
+    name: str
+    title: str
+    about: str
+    source: Source
+    parse: Callable[[Mapping[str, Path]], list[Item]]
+    counts: Mapping[str, int]
+    seeds: int
+    metrics: tuple[Metric, ...] = ()
+    distances: tuple[Distance, ...] = ()
+    external: tuple[External, ...] = ()
+    published: tuple[Published, ...] = ()
+    sanity: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The names of all scorers, each once."""
+        return tuple(dict.fromkeys(entry.scorer for entry in (*self.metrics, *self.distances)))
+
+    @property
+    def in_process(self) -> tuple[str, ...]:
+        """The scorers that run in this process."""
+        return tuple(name for name in self.scorers if name not in {own.name for own in self.external})
+
+    def first(self, items: Sequence[Item], limit: int | None) -> list[Item]:
+        """The first `limit` prompts of each category, in their order; all where `limit` is None."""
+        if limit is None:
+            return list(items)
+        taken: dict[str, int] = {}
+        chosen = []
+        for item in items:
+            taken[item.category] = taken.get(item.category, 0) + 1
+            if taken[item.category] <= limit:
+                chosen.append(item)
+        return chosen
+
+
+def by_prompt(metric: Metric, values: Sequence[Value], items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a metric, and the category of each, for `Statistic`.
+
+    Args:
+        metric: Which fields are read.
+        values: Of one arm; every prompt that the metric asks for has at least one.
+        items: The prompts.
+
+    Returns:
+        float64 (P, F): the mean over its images of each field of each prompt that is asked for; and int64 (P,), the
+        place of its category among those that occur.
+
+    Raises:
+        ValueError: A prompt has no value, or a value lacks a field.
+    """
+    asked = [item for item in items if metric.asks(item)]
+    found: dict[str, list[list[float]]] = {item.id: [] for item in asked}
+    for value in values:
+        if value.item in found:
+            missing = [name for name in metric.fields if name not in value.fields]
+            if missing:
+                raise ValueError(f"{metric.scorer}: {value.item} must have {missing[0]}, got {sorted(value.fields)}")
+            found[value.item].append([float(value.fields[name]) for name in metric.fields])
+    empty = [name for name, rows in found.items() if not rows]
+    if empty:
+        raise ValueError(
+            f"{metric.scorer} must have a value for each of {len(asked)} prompts, got none for {len(empty)},"
+            f" the first of which is {empty[0]}"
+        )
+    categories = {category: place for place, category in enumerate(dict.fromkeys(item.category for item in asked))}
+    rows = np.array([np.mean(found[item.id], axis=0) for item in asked], dtype=np.float64)
+    return rows, np.array([categories[item.category] for item in asked], dtype=np.int64)
