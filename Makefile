@@ -70,4 +70,4 @@ $(STAMP): pyproject.toml constraints.txt | place
 # The packages of the scorers' tests, in a folder that only those tests see: see tests/test_scorers.py.
 $(BESIDE)/.installed: tests/scorers/requirements.txt | $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(BESIDE) --requirement $<
-	@touch $@
+	@mkdir -p $(BESIDE) && touch $@

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ["My Drive/glance", "Größe 模型", "it's mine", "a & (b); #c ~", "x" * 100 + "/" + "y" * 100]
+GIVEN = ["Makefile", "pyproject.toml", "constraints.txt", "tests/scorers/requirements.txt"]
 BAD = ["a:b", "a $HOME b", 'a"b', "a`id`b", "a\\b", "50% a", "why?"]
 STUB = """\
 #!/bin/sh
@@ -39,7 +40,8 @@ def make(tmp_path, monkeypatch):
     def run(folder, *targets, **environment):
         folder = tmp_path / "in" / folder
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        for name in GIVEN:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
         log.write_text("")
         foreign = ("MAKE", "MFLAGS", "DVC_", "GIT_", "MLFLOW_")
@@ -66,18 +68,20 @@ def test_every_target_works_in_a_folder_of_any_name_and_stays_in_it(make, tmp_pa
     assert done.returncode == 0, done.stderr
     place = str(tmp_path / "in" / folder)
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    beside = "-m pip install --quiet --no-deps --upgrade"
     assert asked == [
         (place, "-c import sys; sys.exit(sys.version_info < (3, 11))"),
         (place, "-m venv .venv"),
         (place, f"-m pip install --quiet {torch}"),
         (place, "-m pip install --quiet --constraint constraints.txt --editable .[test]"),
+        (place, f"{beside} --target .venv/benchmarks --requirement tests/scorers/requirements.txt"),
         (place, "-m pytest -n 2 --dist loadfile"),
         (place, "-m ruff check ."),
         (place, "-m mlflow ui --backend-store-uri sqlite:///.glance/mlflow.db --host 127.0.0.1 --port 5000"),
         (f"{place}/teacher", "-m dvc repro"),
     ]
-    made = {".venv/.installed", ".venv/bin/python", "artifacts/teacher/model_index.json"}
-    given = {"Makefile", "pyproject.toml", "constraints.txt", "teacher/build/teacher/model_index.json"}
+    made = {".venv/.installed", ".venv/bin/python", ".venv/benchmarks/.installed", "artifacts/teacher/model_index.json"}
+    given = {*GIVEN, "teacher/build/teacher/model_index.json"}
     assert below(tmp_path / "in") == {f"{folder}/{name}" for name in made | given}
     assert make(folder, "setup")[1] == [], "it is installed"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ def link(image: Path, target: Path) -> None:
     artifacts.link_or_copy(image, target)
 
 
-def grid(images: Sequence[Path], target: Path, columns: int = 2, **saving: object) -> None:
+def grid(images: Sequence[Path], target: Path, columns: int = 2, **saving: Any) -> None:
     """Puts images of one size into one file, row by row from the top left: TL, TR, BL, BR for four.
 
     Args:
@@ -40,11 +41,11 @@ def grid(images: Sequence[Path], target: Path, columns: int = 2, **saving: objec
     _save(Image.fromarray(np.concatenate(rows)), target, **saving)
 
 
-def convert(image: Path, target: Path, **saving: object) -> None:
+def convert(image: Path, target: Path, **saving: Any) -> None:
     """Writes an image in the format of the target's suffix; `saving` is what Pillow's `save` takes."""
     _save(Image.open(image).convert("RGB"), target, **saving)
 
 
-def _save(image: Image.Image, target: Path, **saving: object) -> None:
+def _save(image: Image.Image, target: Path, **saving: Any) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     image.save(target, **saving)

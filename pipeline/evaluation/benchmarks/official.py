@@ -244,7 +244,8 @@ class OfficialBenchmark:
     @property
     def scorers(self) -> tuple[str, ...]:
         """The names of all scorers, each once."""
-        return tuple(dict.fromkeys(entry.scorer for entry in (*self.metrics, *self.distances)))
+        names = [metric.scorer for metric in self.metrics] + [distance.scorer for distance in self.distances]
+        return tuple(dict.fromkeys(names))
 
     @property
     def in_process(self) -> tuple[str, ...]:
