@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pipeline.artifacts import dvc_root
 
 GB = 10**9
-FOLDERS = ("cache", "checkpoints", "bundles", "downloads")
+FOLDERS = ("cache", "checkpoints", "bundles", "downloads", "benchmarks")
 
 
 class Freed(NamedTuple):

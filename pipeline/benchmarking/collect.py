@@ -1,0 +1,320 @@
+"""One table of all benchmarks: what each arm scores, and what it keeps of the teacher's score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import artifacts
+from pipeline.benchmarking import distances, manifest, places, values
+from pipeline.benchmarking.manifest import Manifest
+from pipeline.benchmarking.settings import Settings
+from pipeline.benchmarking.values import Identity
+from pipeline.evaluation.benchmarks import Column, statistics
+from pipeline.evaluation.benchmarks.official import Distance, Metric, OfficialBenchmark, by_prompt
+from pipeline.evaluation.benchmarks.table import find
+
+REFERENCE = "teacher"
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number of one arm.
+
+    Attributes:
+        benchmark: Its name.
+        metric: The column's key.
+        title: The column's title.
+        better: "higher" or "lower".
+        arm: Its name.
+        nfe: Forwards per image; None for images that were made elsewhere.
+        value: The number.
+        low: Lower end of its 95 % interval; None where there is none, as `high`.
+        high: Upper end.
+        teacher: The teacher's number; None where the teacher has no images here, as all that follows from it.
+        retention: The number over the teacher's; None for distances.
+        retention_low: Lower end of its 95 % interval.
+        retention_high: Upper end.
+        difference: The number minus the teacher's.
+        difference_low: Lower end of its 95 % interval.
+        difference_high: Upper end.
+        interval: What the intervals are: "bootstrap over prompts", "subsampling", or "" for none.
+        prompts: Prompts that count.
+        images: Images that count.
+        scorer: What scored them.
+        scorer_digest: Of the scorer's version, weights and packages.
+        subset: Whether only the first prompts of each category count.
+        published: What somebody published for this teacher; None where nobody did.
+        published_where: The publication.
+    """
+
+    benchmark: str
+    metric: str
+    title: str
+    better: str
+    arm: str
+    nfe: int | None
+    value: float
+    low: float | None = None
+    high: float | None = None
+    teacher: float | None = None
+    retention: float | None = None
+    retention_low: float | None = None
+    retention_high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    interval: str = ""
+    prompts: int
+    images: int
+    scorer: str
+    scorer_digest: str
+    subset: bool
+    published: float | None = None
+    published_where: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What is known of one benchmark.
+
+    Attributes:
+        benchmark: Which one.
+        manifests: The arms, the teacher first.
+        rows: In the order of the metrics, then of the arms.
+        waiting: The scorers that have scored no arm.
+    """
+
+    benchmark: OfficialBenchmark
+    manifests: Sequence[Manifest]
+    rows: Sequence[Row]
+    waiting: Sequence[str]
+
+
+def collect(names: Sequence[str], settings: Settings, model: str) -> list[Collected]:
+    """Reads the values of all arms and compares them with the teacher's.
+
+    Args:
+        names: The benchmarks.
+        settings: Resamples, seed and references.
+        model: The teacher's path or hub name, for published numbers.
+
+    Raises:
+        ValueError: An arm lacks values that others have, two arms were scored by different scorers or have other
+            prompts, seeds or sizes; a benchmark has no arm; or the teacher is below what any working run reaches.
+    """
+    return [_collect(find(name), settings, model.lower()) for name in names]
+
+
+def write(collected: Sequence[Collected], folder: Path = places.RESULTS) -> None:
+    """Writes `table.csv` and then `metrics.json`, each whole."""
+    rows = [asdict(row) for found in collected for row in found.rows]
+    with artifacts.atomic_file(folder / "table.csv") as partial:
+        pd.DataFrame(rows, columns=[f.name for f in fields(Row)]).to_csv(partial, index=False, encoding="utf-8")
+    content = {}
+    for found in collected:
+        arms: dict[str, dict] = {own.arm: {} for own in found.manifests}
+        for row in found.rows:
+            arms[row.arm][row.metric] = {
+                key: getattr(row, key)
+                for key in ("value", "low", "high", "retention", "retention_low", "retention_high", "difference")
+                if getattr(row, key) is not None
+            }
+        content[found.benchmark.name] = {
+            "prompts": max((row.prompts for row in found.rows), default=0),
+            "subset": any(row.subset for row in found.rows),
+            "waiting": list(found.waiting),
+            "teacher_digest": next((own.teacher for own in found.manifests if own.teacher), ""),
+            "bundle_digest": next((own.bundle for own in found.manifests if own.arm == "student"), ""),
+            "arms": arms,
+        }
+    artifacts.write_json(folder / "metrics.json", content)
+
+
+def _collect(benchmark: OfficialBenchmark, settings: Settings, model: str) -> Collected:
+    manifests = [manifest.load(benchmark.name, arm) for arm in manifest.arms(benchmark.name)]
+    if not manifests:
+        raise ValueError(f"{benchmark.name} has no images: run `glance benchmark generate {benchmark.name}`")
+    _check_alike(benchmark, manifests)
+    rows: list[Row] = []
+    waiting = [name for name in benchmark.scorers if not _scored(benchmark, name, manifests)]
+    for metric in benchmark.metrics:
+        if metric.scorer not in waiting:
+            rows += _metric(benchmark, metric, manifests, settings, model)
+    for distance in benchmark.distances:
+        if distance.scorer not in waiting:
+            rows += _distance(benchmark, distance, manifests, settings)
+    _check_sanity(benchmark, rows)
+    return Collected(benchmark=benchmark, manifests=manifests, rows=rows, waiting=waiting)
+
+
+def _check_alike(benchmark: OfficialBenchmark, manifests: Sequence[Manifest]) -> None:
+    """Refuses arms of different prompts, seeds or sizes."""
+    first = manifests[0]
+    for other in manifests[1:]:
+        for key in ("prompts", "limit", "seeds", "seed", "height", "width", "teacher"):
+            ours, theirs = getattr(first, key), getattr(other, key)
+            elsewhere = first.nfe is None or other.nfe is None
+            if ours != theirs and not (elsewhere and key in ("seed", "teacher")):
+                raise ValueError(
+                    f"{benchmark.name}: {other.arm} must have the {key} of {first.arm}, {ours}, got {theirs}:"
+                    " generate both anew"
+                )
+
+
+def _scored(benchmark: OfficialBenchmark, scorer: str, manifests: Sequence[Manifest]) -> bool:
+    """Whether any arm has values of a scorer."""
+    extracts = scorer in {distance.scorer for distance in benchmark.distances}
+    return any(places.scores(benchmark.name, own.arm, scorer, features=extracts).is_file() for own in manifests)
+
+
+def _one_identity(scorer: str, found: Mapping[str, Identity]) -> str:
+    """The digest of the one scorer that scored all arms. Raises ValueError where there were two."""
+    (first, identity), *others = found.items()
+    for arm, other in others:
+        if other != identity:
+            key = next(f.name for f in fields(Identity) if getattr(identity, f.name) != getattr(other, f.name))
+            raise ValueError(
+                f"{scorer} must be the same for all arms, got other {key} for {arm} than for {first}: score both anew"
+            )
+    return identity.digest
+
+
+def _metric(
+    benchmark: OfficialBenchmark, metric: Metric, manifests: Sequence[Manifest], settings: Settings, model: str
+) -> list[Row]:
+    read = {own.arm: values.read(own, metric.scorer) for own in manifests}
+    digest = _one_identity(metric.scorer, {arm: identity for arm, (identity, _) in read.items()})
+    items = [item for _, item in manifest.chosen(benchmark, manifests[0])]
+    asked = [item for item in items if metric.asks(item)]
+    if not asked:
+        return []
+    for arm, (_, said) in read.items():
+        values.complete(benchmark, metric.scorer, items, said, f"what {metric.scorer} said of {arm}")
+    table = {arm: by_prompt(metric, said, items) for arm, (_, said) in read.items()}
+    published = next(
+        (own for own in benchmark.published if own.metric == metric.column.key and own.model in model), None
+    )
+    rows = []
+    for own in manifests:
+        numbers, categories = table[own.arm]
+        reference = table[REFERENCE][0] if REFERENCE in table else None
+        compared = compare(metric, numbers, reference, categories, settings)
+        rows.append(
+            Row(
+                **_common(benchmark, metric.column, own, metric.scorer, digest),
+                **compared,
+                interval="bootstrap over prompts",
+                prompts=len(asked),
+                images=len(asked) * own.seeds,
+                published=published.value if published and own.arm == REFERENCE else None,
+                published_where=published.where if published and own.arm == REFERENCE else "",
+            )
+        )
+    return rows
+
+
+def compare(
+    metric: Metric, numbers: np.ndarray, reference: np.ndarray | None, categories: np.ndarray, settings: Settings
+) -> dict[str, Any]:
+    """An arm's number, the teacher's, their ratio and difference, with paired bootstrap intervals over prompts.
+
+    Args:
+        metric: How rows become a number.
+        numbers: The arm's rows, float64 (P, F).
+        reference: The teacher's rows; None where it has none.
+        categories: int64 (P,), within which prompts are resampled.
+        settings: Resamples and seed.
+
+    Returns:
+        The fields of `Row` from `value` to `difference_high`.
+    """
+    both = numbers if reference is None else np.concatenate([numbers, reference], axis=1)
+    sums, counts = statistics.resampled(both, categories, settings.bootstrap, settings.seed)
+    width = numbers.shape[1]
+    ours, value = metric.statistic(sums[:, :, :width], counts), statistics.value(metric.statistic, numbers, categories)
+    low, high = _ends(ours)
+    found: dict[str, Any] = {"value": value, "low": low, "high": high}
+    if reference is None:
+        return found
+    theirs = metric.statistic(sums[:, :, width:], counts)
+    teacher = statistics.value(metric.statistic, reference, categories)
+    found |= {"teacher": teacher, "difference": value - teacher}
+    found["difference_low"], found["difference_high"] = _ends(ours - theirs)
+    if metric.retained and teacher > 0:
+        found["retention"] = value / teacher
+        found["retention_low"], found["retention_high"] = _ends(ours[theirs > 0] / theirs[theirs > 0])
+    return found
+
+
+def _distance(
+    benchmark: OfficialBenchmark, distance: Distance, manifests: Sequence[Manifest], settings: Settings
+) -> list[Row]:
+    read = {own.arm: values.read_features(own, distance.scorer) for own in manifests}
+    digest = _one_identity(distance.scorer, {arm: identity for arm, (identity, _) in read.items()})
+    features = {arm: own for arm, (_, own) in read.items()}
+    reference = _reference(benchmark, distance, features, digest)
+    if reference is None:
+        return []
+    rows = []
+    for own in manifests:
+        if distance.reference == REFERENCE and own.arm == REFERENCE:
+            continue  # 0 by definition
+        paired = features.get(REFERENCE) if distance.reference == "real" and own.arm != REFERENCE else None
+        found = distances.compare(distance.kind, features[own.arm], reference, paired, settings.seed)
+        count = len(features[own.arm])
+        common = _common(benchmark, distance.column, own, distance.scorer, digest)
+        rows.append(Row(**common, **found, prompts=count // own.seeds, images=count))
+    return rows
+
+
+def _reference(
+    benchmark: OfficialBenchmark, distance: Distance, features: Mapping[str, np.ndarray], digest: str
+) -> np.ndarray | None:
+    """The features that an arm's are held against; None where there are none."""
+    if distance.reference == REFERENCE:
+        return features.get(REFERENCE)
+    file = places.photographs(benchmark.name, distance.scorer)
+    if not file.is_file():
+        return None
+    _, identity, reference = values.features_in(file)
+    if identity.digest != digest:
+        raise ValueError(f"{file} must be of the same {distance.scorer} as the arms: remove it and score anew")
+    return reference
+
+
+def _common(benchmark: OfficialBenchmark, column: Column, own: Manifest, scorer: str, digest: str) -> dict:
+    return {
+        "benchmark": benchmark.name,
+        "metric": column.key,
+        "title": column.title,
+        "better": column.better,
+        "arm": own.arm,
+        "nfe": own.nfe,
+        "scorer": scorer,
+        "scorer_digest": digest,
+        "subset": own.limit is not None,
+    }
+
+
+def _ends(draws: np.ndarray) -> tuple[float | None, float | None]:
+    if not len(draws):
+        return None, None
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _check_sanity(benchmark: OfficialBenchmark, rows: Sequence[Row]) -> None:
+    for row in rows:
+        least = benchmark.sanity.get(row.metric)
+        if row.arm == REFERENCE and least is not None and row.value < least:
+            raise ValueError(
+                f"{benchmark.name}: {row.title} of the teacher must be at least {least:g}, got {row.value:.3f}:"
+                f" the scorer's environment is broken, see benchmarks/recipes/{row.scorer}/README.md"
+            )

@@ -1,0 +1,205 @@
+"""Makes the single images of an arm, each written whole, so that a stopped run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline import artifacts, image_files
+from pipeline.benchmarking import places, prepare
+from pipeline.benchmarking.arms import Given, Made
+from pipeline.benchmarking.manifest import Manifest, image_name
+from pipeline.benchmarking.settings import Settings
+from pipeline.evaluation.benchmarks.official import Item, OfficialBenchmark
+from pipeline.evaluation.samples import Shard
+from pipeline.progress import Progress
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of `of` equal parts of the work, from 1: each part may run on a machine of its own."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """The part that "i/n" names. Raises ValueError unless 1 <= i <= n."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"--shard must be i/n with i from 1 to n, got {text}")
+        return cls(number=int(found[1]), of=int(found[2]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image to make: its prompt's place and text, its number among the prompt's images, its seed."""
+
+    index: int
+    number: int
+    prompt: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return image_name(self.index, self.number)
+
+
+def generate(
+    benchmark: OfficialBenchmark, arm: Made | Given, settings: Settings, progress: Progress, part: Part = Part()
+) -> Manifest | None:
+    """Makes what is missing of an arm's images, and writes their record once all are there.
+
+    Args:
+        benchmark: Whose prompts.
+        arm: Whose images.
+        settings: Seed, limit and batch.
+        progress: Shows how far it is.
+        part: Which part of the batches is made; the record is written by the part that comes last.
+
+    Returns:
+        The record; None while images of other parts are missing.
+
+    Raises:
+        ValueError: The prompts are not prepared, or a folder of finished images lacks one.
+    """
+    every = prepare.items(benchmark.name)
+    wanted = {item.id for item in benchmark.first(every, settings.limit)}
+    chosen = {index for index, item in enumerate(every) if item.id in wanted}
+    if isinstance(arm, Given):
+        return _take(benchmark, arm, settings, sorted(chosen), progress)
+    content = {**arm.content, "seed": settings.seed, "seeds": benchmark.seeds, "batch": settings.batch}
+    key = artifacts.digest_of([content, prepare.digest(benchmark.name)])
+    folder = places.images(benchmark.name, arm.name, key)
+    batches = list(_batches(every, benchmark.seeds, settings))
+    own = [rows for place, rows in enumerate(batches) if place % part.of == part.number - 1]
+    total = sum(row.index in chosen for rows in own for row in rows)
+    with progress(total=total, what=f"{benchmark.name}: {arm.name}", unit="image") as bar:
+        for rows in own:
+            asked = [row for row in rows if row.index in chosen]
+            missing = {row for row in asked if not _finished(folder / row.name, row, key)}
+            if missing:
+                shard = Shard(tuple(row.prompt for row in rows), tuple(row.seed for row in rows))
+                made = arm.inputs.sampler.images(arm.arm, shard)
+                for row, image in zip(rows, made, strict=True):
+                    if row in missing:
+                        image_files.save(image, folder / row.name, _texts(row, key))
+            bar.update(len(asked))
+    names = [image_name(index, number) for index in sorted(chosen) for number in range(benchmark.seeds)]
+    if part.of > 1 and not all((folder / name).is_file() for name in names):
+        return None
+    teacher = arm.inputs.params.teacher
+    found = Manifest(
+        benchmark=benchmark.name,
+        arm=arm.name,
+        title=arm.arm.title,
+        steps=arm.arm.steps,
+        nfe=arm.arm.nfe,
+        prompts=prepare.digest(benchmark.name),
+        seed=settings.seed,
+        seeds=benchmark.seeds,
+        limit=settings.limit,
+        height=teacher.height,
+        width=teacher.width,
+        key=key,
+        folder=_shown(folder),
+        images={name: artifacts.file_digest(folder / name) for name in names},
+        teacher=arm.inputs.teacher_digest,
+        bundle=arm.inputs.bundle_digest,
+    )
+    found.write()
+    return found
+
+
+def _batches(every: Sequence[Item], seeds: int, settings: Settings) -> Iterator[list[Row]]:
+    """All images of the benchmark, whole prompts together where a batch holds several.
+
+    The limit does not change them. An image's rounding depends on its batch, so a subset has the images of the whole.
+    """
+    rows = [
+        Row(index=index, number=number, prompt=item.prompt, seed=settings.seed + seeds * index + number)
+        for index, item in enumerate(every)
+        for number in range(seeds)
+    ]
+    size = max(settings.batch // seeds * seeds, min(settings.batch, seeds))
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
+
+
+def _texts(row: Row, key: str) -> dict[str, str]:
+    return {"glance": json.dumps({"prompt": row.prompt, "seed": row.seed, "key": key})}
+
+
+def _finished(file: Path, row: Row, key: str) -> bool:
+    """Whether a file is a whole picture of the same prompt, seed and key."""
+    return image_files.texts(file).get("glance") == _texts(row, key)["glance"]
+
+
+def _take(
+    benchmark: OfficialBenchmark, arm: Given, settings: Settings, chosen: Sequence[int], progress: Progress
+) -> Manifest:
+    """The record of images that were made elsewhere; each is kept as PNG beside those that are made here."""
+    files = {}
+    for index in chosen:
+        for number in range(benchmark.seeds):
+            files[image_name(index, number)] = _found(benchmark, arm, index, number)
+    key = artifacts.digest_of({name: artifacts.file_digest(file) for name, file in files.items()})
+    folder, sizes = places.images(benchmark.name, arm.name, key), {}
+    with progress(total=len(files), what=f"{benchmark.name}: {arm.name}", unit="image") as bar:
+        for name, file in files.items():
+            try:
+                with Image.open(file) as opened:
+                    image = np.asarray(opened.convert("RGB"))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise ValueError(f"{file} must be a whole image, and cannot be read ({error})") from error
+            sizes[image.shape[:2]] = file
+            if len(sizes) > 1:
+                shown = " and ".join(f"{width} x {height} ({at})" for (height, width), at in sizes.items())
+                raise ValueError(f"folders.{arm.name} must hold images of one size, got {shown}")
+            image_files.save(image, folder / name)
+            bar.update()
+    height, width = next(iter(sizes))
+    found = Manifest(
+        benchmark=benchmark.name,
+        arm=arm.name,
+        title=arm.name,
+        steps=None,
+        nfe=None,
+        prompts=prepare.digest(benchmark.name),
+        seed=None,
+        seeds=benchmark.seeds,
+        limit=settings.limit,
+        height=height,
+        width=width,
+        key=key,
+        folder=_shown(folder),
+        images={name: artifacts.file_digest(folder / name) for name in files},
+    )
+    found.write()
+    return found
+
+
+def _found(benchmark: OfficialBenchmark, arm: Given, index: int, number: int) -> Path:
+    stem = Path(image_name(index, number)).stem
+    for suffix in SUFFIXES:
+        if (file := arm.folder / f"{stem}{suffix}").is_file():
+            return file
+    raise ValueError(
+        f"folders.{arm.name} must hold an image {stem}.png for each prompt of {benchmark.name}"
+        f" ({benchmark.seeds} each), got {arm.folder} without it"
+    )
+
+
+def _shown(folder: Path) -> str:
+    """A folder as the record names it: relative where it lies in the project, so that the project can move."""
+    here = Path.cwd().resolve()
+    return folder.relative_to(here).as_posix() if folder.is_relative_to(here) else folder.as_posix()
