@@ -77,7 +77,7 @@ class TrajectoriesParams:
     seeds_per_prompt: int = _number(at_least=1)
     seed: int = _number(at_least=0)
     shard_size: int = _number(at_least=1)
-    stride: int = _number(at_least=1)
+    steps: int = _number(at_least=1)
     precision: str = _text(r"bf16|fp32", "be bf16 or fp32")
 
 
@@ -303,13 +303,15 @@ def sift(content: Any) -> tuple[Params, list[str]]:
 
 
 def check_steps(params: Params) -> None:
-    """Raises ValueError where the recording has no whole number of steps, or the student has more than those."""
-    steps, stride = params.teacher.steps, params.trajectories.stride
-    if steps % stride:
-        raise ValueError(f"trajectories.stride must divide teacher.steps = {steps}, got {stride}")
-    chosen, most = params.partition.slow_steps + params.partition.fast_steps, steps // stride
-    if chosen > most:
-        raise ValueError(f"partition.slow_steps + fast_steps must be at most the {most} recorded steps, got {chosen}")
+    """Raises ValueError where the recorded steps do not divide the teacher's, or the student has more than those."""
+    steps, recorded = params.teacher.steps, params.trajectories.steps
+    if steps % recorded:
+        raise ValueError(f"trajectories.steps must divide teacher.steps = {steps}, got {recorded}")
+    chosen = params.partition.slow_steps + params.partition.fast_steps
+    if chosen > recorded:
+        raise ValueError(
+            f"partition.slow_steps + fast_steps must be at most the {recorded} recorded steps, got {chosen}"
+        )
 
 
 def _section(section: str, cls: type, content: Any) -> tuple[Any, list[str]]:

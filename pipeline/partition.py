@@ -163,8 +163,8 @@ def compute(params: Params, schedule: Schedule) -> Partition:
     Raises:
         ValueError: The rule is unknown, or its steps do not fit into the recorded ones.
     """
-    settings, stride = params.partition, params.trajectories.stride
-    recorded = params.teacher.steps // stride
+    settings, recorded = params.partition, params.trajectories.steps
+    stride = params.teacher.steps // recorded
     check(settings.rule)
     slow, fast = RULES[settings.rule](settings, recorded)
     if schedule.shift_terminal:
@@ -205,7 +205,7 @@ def plot(partition: Partition, path: str | Path) -> None:
 
 
 def _phase(name: str, steps: list[int], end: int, levels: Tensor, schedule: Schedule, stride: int) -> Phase:
-    """A phase of recorded steps, each of them `stride` of the teacher's."""
+    """A phase of recorded steps, each of them as long as `stride` steps of the teacher."""
     sigmas = schedule.sigmas(levels)[[*steps, end]]
     return Phase(
         name=name,
