@@ -10,7 +10,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from pipeline import artifacts, params, rwlock, styles
-from pipeline.registry import places, tracking
+from pipeline.registry import connection, places
 
 DISTRIBUTION = "glance-pipeline"
 
@@ -160,14 +160,14 @@ def fit() -> Finding:
 
 def registry() -> Finding:
     """Does the MLflow store answer, can it be written to, and are the files of candidate and champion there?"""
-    from pipeline.registry.registry import lost
+    from pipeline.registry.verifying import lost
 
     try:
-        uri = tracking.tracking_uri()
+        uri = places.tracking_uri()
         file = places.database_file(uri)
         if file is not None and not file.exists():
             return Finding(True, f"{places.public_uri(uri)} will be made by the first registration")
-        store = tracking.connect(uri)
+        store = connection.connect(uri)
     except OSError as error:
         return Finding(False, str(error), "start the server, or correct or unset MLFLOW_TRACKING_URI")
     try:
@@ -176,7 +176,7 @@ def registry() -> Finding:
         return Finding(False, "params.yaml does not name the model", "correct params.yaml")
     wrong = {}
     try:
-        store.probe(name)
+        store.experiments.probe(name)
     except OSError as error:
         wrong[str(error)] = "do so, or every registration fails"
     try:

@@ -66,8 +66,6 @@ LONG = {  # files that are longer than 300 lines, and why
     "cli.py": "every command with its options",
     "backbones/stock.py": "the one class that the families fill in",
     "params.py": "every section of params.yaml",
-    "registry/registry.py": "what is registered, promoted and pulled",
-    "registry/tracking.py": "the one module that imports mlflow",
 }
 
 
