@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import artifacts, params, rwlock, styles
+from pipeline import artifacts, faults, params, rwlock, styles
 from pipeline.registry import connection, places
 
 DISTRIBUTION = "glance-pipeline"
@@ -89,7 +89,7 @@ def parameters() -> Finding:
 
     try:
         checking.load()
-    except params.Faults as error:
+    except faults.Faults as error:
         return Finding(False, "\n     ".join(error.sentences), "correct params.yaml")
     except ValueError as error:
         return Finding(False, str(error), "correct params.yaml")

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from pipeline import adapters, backbones, checking, diagnosis, families, objectives, partition
-from pipeline.params import Faults
+from pipeline.faults import Faults
 from stages import check
 from tests.bad_bases import BASES, spoil
 from tests.test_params import SHIPPED

@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import params
+from pipeline.faults import Faults, WrongValue
 
 SHIPPED = Path(__file__).parent.parent / "params.yaml"
 
@@ -140,9 +141,9 @@ def test_everything_that_is_wrong_is_said_and_the_rest_is_kept(content):
         "teacher.loras", "teacher.loras", "teacher.height", "partition.slow_steps", "student",
     ]  # fmt: skip
     assert right.partition.rule == "snrr" and right.training.rank == 64
-    with pytest.raises(params.WrongValue):
+    with pytest.raises(WrongValue):
         _ = right.partition.slow_steps
-    with pytest.raises(params.Faults) as refusal:
+    with pytest.raises(Faults) as refusal:
         params.from_dict(content)
     assert refusal.value.sentences == tuple(found)
     assert str(refusal.value) == f"{found[0]} (and 4 more)"
