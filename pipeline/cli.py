@@ -332,11 +332,11 @@ def evaluate(bundle: str, out: Path | None) -> None:
     from pipeline import params
     from pipeline.evaluation import inputs, run
 
-    settings = params.load()
-    set_threads(settings.runtime.threads)
-    source = inputs.of_bundle(settings, folder)
+    loaded = params.load()
+    set_threads(loaded.runtime.threads)
+    source = inputs.of_bundle(loaded, folder)
     with artifacts.atomic_dir(out) as partial:
-        run.evaluate(settings, source, partial, progress)
+        run.evaluate(loaded, source, partial, progress)
     _show(out / "report.html")
 
 

@@ -139,10 +139,10 @@ def teacher() -> Finding:
 def fit() -> Finding:
     """Will recording, training and evaluating fit into the device's memory, and the cache onto the disk?"""
     try:
-        settings = params.load()
+        loaded = params.load()
         from pipeline import memory
 
-        needed, have = memory.estimate(settings), memory.capacity(settings.runtime.device)
+        needed, have = memory.estimate(loaded), memory.capacity(loaded.runtime.device)
     except (ValueError, OSError) as error:
         return Finding(False, f"cannot be estimated: {error}", "fix the teacher first")
     free = shutil.disk_usage(Path.cwd()).free
@@ -152,7 +152,7 @@ def fit() -> Finding:
         f"the cache {needed.cache / memory.GIB:.1f} GiB of {free / memory.GIB:.1f} on disk"
     )
     if needed.device > have:
-        return Finding(False, text, memory.advice(settings, needed, have))
+        return Finding(False, text, memory.advice(loaded, needed, have))
     if needed.cache > free:
         return Finding(False, text, "free some disk, or lower trajectories.prompts or seeds_per_prompt")
     return Finding(True, text)
