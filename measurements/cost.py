@@ -33,7 +33,7 @@ from pipeline.recording.record import encode, publish, record
 from pipeline.recording.trajectories import Recording, Trajectories
 from pipeline.scenes import captions
 from pipeline.training import loop
-from pipeline.training.jobs import Job, Settings
+from pipeline.training.jobs import Job, TrainingSettings
 
 PIXELS = (32, 64, 96, 128)
 SHORT_STEPS = 10
@@ -107,7 +107,7 @@ class Bench:
 
     def trained(self, cache: Path, batch: int, steps: int, pixels: int) -> list[dict]:
         """Trains as `train_slow` does; a row of all steps after the first, and one of the first half of these."""
-        settings = Settings.of(self.shipped.training, self.shipped.train_slow)
+        settings = TrainingSettings.of(self.shipped.training, self.shipped.train_slow)
         job = Job(
             name="slow",
             steps=((0, 1), (1, 2), (2, 3)),

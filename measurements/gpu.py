@@ -35,7 +35,7 @@ from pipeline.partition import Partition, compute, two_phase_plan
 from pipeline.recording.record import publish
 from pipeline.recording.trajectories import NEGATIVE, Recording, Trajectories, shard_name
 from pipeline.training import loop
-from pipeline.training.jobs import Job, Settings
+from pipeline.training.jobs import Job, TrainingSettings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "measured"
@@ -198,7 +198,7 @@ def partitions(backbone: Backbone, pixels: int) -> dict[int, Partition]:
 
 def train_seconds(backbone: Backbone, trajectories: Trajectories, partition: Partition, steps: int) -> float:
     """Median seconds of a train step of the slow adapter, gradient checkpointing on; the adapter is taken off again."""
-    settings = Settings(
+    settings = TrainingSettings(
         objective="trajectory",
         rank=RANK,
         alpha=RANK,

@@ -114,11 +114,11 @@ def teacher_images(backbone: Backbone, bundle: Bundle, captions: list[str], seed
 @click.option("--out", default=ROOT / "docs" / "strip.png", show_default=True, type=click.Path(path_type=Path))
 def main(project: Path, out: Path) -> None:
     """Draws the strip of a project's bundle."""
-    settings = params.load(project / "params.yaml")
+    loaded = params.load(project / "params.yaml")
     bundle = Bundle.load(project / artifacts.BUNDLE)
     measured = artifacts.read_json(project / artifacts.EVALUATION / "metrics.json")["arms"]
     times = artifacts.read_json(project / artifacts.LATENCY)["arms"]
-    teacher, evaluation = settings.teacher, settings.evaluation
+    teacher, evaluation = loaded.teacher, loaded.evaluation
     prompts = load_prompts(None, evaluation.prompts, "evaluation", evaluation.seed, "evaluation")
     asked = exam.of(prompts, evaluation.seed, teacher.height, teacher.width)
     if asked.tasks is None:

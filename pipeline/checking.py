@@ -16,8 +16,9 @@ from pipeline import adapters, backbones, objectives, params, partition, prompts
 from pipeline.backbones import fusing
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms
+from pipeline.faults import Faults, WrongValue, refusals, require_all
 from pipeline.flow.schedule import Schedule
-from pipeline.params import Faults, Params, WrongValue, refusals, require_all
+from pipeline.params import Params
 from pipeline.recording import anchors
 from pipeline.training import rivals
 

@@ -276,10 +276,10 @@ def assemble(checkpoint: Path, base: Path, out: Path) -> None:
 @in_root
 def pull(reference: str, out: Path | None) -> None:
     """Download REFERENCE, a version named models:/name@alias or models:/name/version, and check its bytes."""
-    from pipeline.registry import registry
+    from pipeline.registry import pulling, references
 
-    registry.parse(reference)
-    _show(registry.pull(reference, out or Path(_name(reference))))
+    references.parse(reference)
+    _show(pulling.pull(reference, out or Path(_name(reference))))
 
 
 @main.command("import")
@@ -332,11 +332,11 @@ def evaluate(bundle: str, out: Path | None) -> None:
     from pipeline import params
     from pipeline.evaluation import inputs, run
 
-    settings = params.load()
-    set_threads(settings.runtime.threads)
-    source = inputs.of_bundle(settings, folder)
+    loaded = params.load()
+    set_threads(loaded.runtime.threads)
+    source = inputs.of_bundle(loaded, folder)
     with artifacts.atomic_dir(out) as partial:
-        run.evaluate(settings, source, partial, progress)
+        run.evaluate(loaded, source, partial, progress)
     _show(out / "report.html")
 
 
@@ -357,9 +357,9 @@ def register(bundle: Path, evaluation: Path) -> None:
     With --bundle another pair is registered, on the strength of its own evaluation.
     """
     from pipeline import params
-    from pipeline.registry import registry
+    from pipeline.registry import registering
 
-    done = registry.register(params.load(), bundle, evaluation)
+    done = registering.register(params.load(), bundle, evaluation)
     click.echo(f"{done.version}{'' if done.created else ' has these bytes already'} (run {done.run_id})")
 
 
@@ -375,12 +375,12 @@ def promote(reference: str | None, force: bool) -> None:
     refused below register.min_retention of params.yaml.
     """
     from pipeline import params
-    from pipeline.registry import registry
+    from pipeline.registry import promoting, references
 
-    version = registry.promote(params.load(), reference, force)
+    version = promoting.promote(params.load(), reference, force=force)
     retention = version.tags.get("retention")
     measured = "retention unmeasured" if retention is None else f"retention {100 * float(retention):.1f} %"
-    click.echo(f"{version} is {registry.CHAMPION} ({measured})")
+    click.echo(f"{version} is {references.CHAMPION} ({measured})")
 
 
 @main.command()
@@ -494,9 +494,9 @@ def _bundle(bundle: str) -> Path:
     if not bundle.startswith("models:"):
         return Path(bundle)
 
-    from pipeline.registry import registry
+    from pipeline.registry import pulling
 
-    return registry.pull(bundle)
+    return pulling.pull(bundle)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 from pipeline import artifacts
-from pipeline.params import Faults
+from pipeline.faults import Faults
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

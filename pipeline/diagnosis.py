@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline import artifacts, params, rwlock, styles
-from pipeline.registry import places, tracking
+from pipeline import artifacts, faults, params, rwlock, styles
+from pipeline.registry import connection, places
 
 DISTRIBUTION = "glance-pipeline"
 
@@ -89,7 +89,7 @@ def parameters() -> Finding:
 
     try:
         checking.load()
-    except params.Faults as error:
+    except faults.Faults as error:
         return Finding(False, "\n     ".join(error.sentences), "correct params.yaml")
     except ValueError as error:
         return Finding(False, str(error), "correct params.yaml")
@@ -139,10 +139,10 @@ def teacher() -> Finding:
 def fit() -> Finding:
     """Will recording, training and evaluating fit into the device's memory, and the cache onto the disk?"""
     try:
-        settings = params.load()
+        loaded = params.load()
         from pipeline import memory
 
-        needed, have = memory.estimate(settings), memory.capacity(settings.runtime.device)
+        needed, have = memory.estimate(loaded), memory.capacity(loaded.runtime.device)
     except (ValueError, OSError) as error:
         return Finding(False, f"cannot be estimated: {error}", "fix the teacher first")
     free = shutil.disk_usage(Path.cwd()).free
@@ -152,7 +152,7 @@ def fit() -> Finding:
         f"the cache {needed.cache / memory.GIB:.1f} GiB of {free / memory.GIB:.1f} on disk"
     )
     if needed.device > have:
-        return Finding(False, text, memory.advice(settings, needed, have))
+        return Finding(False, text, memory.advice(loaded, needed, have))
     if needed.cache > free:
         return Finding(False, text, "free some disk, or lower trajectories.prompts or seeds_per_prompt")
     return Finding(True, text)
@@ -160,14 +160,14 @@ def fit() -> Finding:
 
 def registry() -> Finding:
     """Does the MLflow store answer, can it be written to, and are the files of candidate and champion there?"""
-    from pipeline.registry.registry import lost
+    from pipeline.registry.verifying import lost
 
     try:
-        uri = tracking.tracking_uri()
+        uri = places.tracking_uri()
         file = places.database_file(uri)
         if file is not None and not file.exists():
             return Finding(True, f"{places.public_uri(uri)} will be made by the first registration")
-        store = tracking.connect(uri)
+        store = connection.connect(uri)
     except OSError as error:
         return Finding(False, str(error), "start the server, or correct or unset MLFLOW_TRACKING_URI")
     try:
@@ -176,7 +176,7 @@ def registry() -> Finding:
         return Finding(False, "params.yaml does not name the model", "correct params.yaml")
     wrong = {}
     try:
-        store.probe(name)
+        store.experiments.probe(name)
     except OSError as error:
         wrong[str(error)] = "do so, or every registration fails"
     try:

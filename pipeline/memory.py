@@ -67,8 +67,7 @@ def estimate(params: Params) -> Estimate:
         transformer += 2 * _adapted(backbone, skeleton, params) * BYTES[teacher.dtype]  # fused, a copy per phase
     trajectories = params.trajectories.prompts * params.trajectories.seeds_per_prompt
     student_steps = params.partition.slow_steps + params.partition.fast_steps
-    recorded = teacher.steps // params.trajectories.stride
-    states = trajectories * (recorded + 1) + params.anchors.prompts * (student_steps + 1)
+    states = trajectories * (params.trajectories.steps + 1) + params.anchors.prompts * (student_steps + 1)
     batch = params.training.batch + (params.training.anchor_batch if params.anchors.prompts else 0)
     return Estimate(
         recording=OVERHEAD * max(text, weights + params.trajectories.shard_size * state * LIVE),

@@ -163,20 +163,20 @@ def compute(params: Params, schedule: Schedule) -> Partition:
     Raises:
         ValueError: The rule is unknown, or its steps do not fit into the recorded ones.
     """
-    settings, stride = params.partition, params.trajectories.stride
-    recorded = params.teacher.steps // stride
+    settings, num_steps = params.partition, params.trajectories.steps
+    stride = params.teacher.steps // num_steps
     check(settings.rule)
-    slow, fast = RULES[settings.rule](settings, recorded)
+    slow, fast = RULES[settings.rule](settings, num_steps)
     if schedule.shift_terminal:
-        fast = _ending_with(fast, recorded - 1)
-    _check(settings, slow, fast, recorded)
-    levels = base_levels(recorded)
+        fast = _ending_with(fast, num_steps - 1)
+    _check(settings, slow, fast, num_steps)
+    levels = base_levels(num_steps)
     return Partition(
         rule=settings.rule,
         teacher_steps=params.teacher.steps,
         schedule=schedule,
         slow=_phase("slow", slow, fast[0], levels, schedule, stride),
-        fast=_phase("fast", fast, recorded, levels, schedule, stride),
+        fast=_phase("fast", fast, num_steps, levels, schedule, stride),
     )
 
 
@@ -205,7 +205,7 @@ def plot(partition: Partition, path: str | Path) -> None:
 
 
 def _phase(name: str, steps: list[int], end: int, levels: Tensor, schedule: Schedule, stride: int) -> Phase:
-    """A phase of recorded steps, each of them `stride` of the teacher's."""
+    """A phase of recorded steps, each of them as long as `stride` steps of the teacher."""
     sigmas = schedule.sigmas(levels)[[*steps, end]]
     return Phase(
         name=name,
@@ -218,10 +218,10 @@ def _phase(name: str, steps: list[int], end: int, levels: Tensor, schedule: Sche
     )
 
 
-def _check(settings: PartitionParams, slow: list[int], fast: list[int], recorded: int) -> None:
+def _check(settings: PartitionParams, slow: list[int], fast: list[int], num_steps: int) -> None:
     """A phase with more steps than recorded steps to choose from has some of them twice."""
     handoff = fast[0]
-    for name, steps, room in (("slow", slow, handoff), ("fast", fast, recorded - handoff)):
+    for name, steps, room in (("slow", slow, handoff), ("fast", fast, num_steps - handoff)):
         if any(later <= earlier for earlier, later in pairwise(steps)) or len(steps) > room:
             raise ValueError(
                 f"partition.{name}_steps must fit into the {room} recorded steps that rule {settings.rule} gives it, "

@@ -3,16 +3,16 @@
 import click
 
 from pipeline.params import Params
-from pipeline.registry import registry
+from pipeline.registry import references, registering
 from stages import stage_command
 
 
 @stage_command("register")
 def main(params: Params) -> None:
     """Publish what the stages did as one MLflow run, and register the bundle as `candidate`."""
-    done = registry.register(params)
+    done = registering.register(params)
     how = "registered" if done.created else "is registered already, these are the same bytes"
-    click.echo(f"{done.version} {how}: models:/{done.version.name}@{registry.CANDIDATE} (run {done.run_id})")
+    click.echo(f"{done.version} {how}: models:/{done.version.name}@{references.CANDIDATE} (run {done.run_id})")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 SHORT = {
     "teacher": {"steps": 10},
-    "trajectories": {"prompts": 6, "shard_size": 2},
+    "trajectories": {"prompts": 6, "shard_size": 2, "steps": 5},
     "partition": {"slow_steps": 1, "fast_steps": 3},
     "anchors": {"prompts": 3},
     "training": {"rank": 2, "alpha": 2, "batch": 2, "anchor_batch": 2, "precision": "fp32"},

@@ -40,6 +40,7 @@ def small_params(**evaluation) -> Params:
     return replace(
         shipped,
         teacher=replace(shipped.teacher, steps=10),
+        trajectories=replace(shipped.trajectories, steps=5),
         partition=replace(shipped.partition, slow_steps=2, fast_steps=2, threshold_u=0.7),
         training=replace(shipped.training, rank=2, alpha=4.0),
         evaluation=replace(shipped.evaluation, **(small | evaluation)),

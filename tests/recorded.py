@@ -42,7 +42,7 @@ def small_params(teacher: Path) -> Params:
     return replace(
         shipped,
         teacher=replace(shipped.teacher, path=str(teacher), steps=8),
-        trajectories=replace(shipped.trajectories, prompts=6, shard_size=4, stride=1, precision="fp32"),
+        trajectories=replace(shipped.trajectories, prompts=6, shard_size=4, steps=8, precision="fp32"),
         anchors=replace(shipped.anchors, prompts=5),
         partition=replace(shipped.partition, rule="uniform", slow_steps=2, fast_steps=2),
         training=replace(shipped.training, rank=4, alpha=8.0, batch=8, anchor_batch=4),

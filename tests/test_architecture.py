@@ -18,9 +18,9 @@ LEVELS = [  # from the top down: what stands in a row may import what stands in 
     "presets console partition",
     "params families",
     "backbones",
-    "adapters objectives",
+    "adapters objectives param_checks",
     "flow image_archives image_files leftovers prompts rwlock styles",
-    "artifacts names out_of_memory progress scenes",
+    "artifacts faults names out_of_memory progress scenes",
 ]
 RANKS = {room: len(LEVELS) - row for row, rooms in enumerate(LEVELS) for room in rooms.split()}
 LIBRARY = ROOT / "pipeline"
@@ -64,13 +64,10 @@ def test_stage_files_are_short():
 
 LONG = {  # files that are longer than 300 lines, and why
     "cli.py": "every command with its options",
-    "backbones/stock.py": "the one class that the families fill in",
-    "params.py": "every section of params.yaml",
-    "registry/registry.py": "what is registered, promoted and pulled",
-    "registry/tracking.py": "the one module that imports mlflow",
 }
 
 
 @pytest.mark.parametrize("file", files(LIBRARY), ids=lambda file: file.relative_to(LIBRARY).as_posix())
 def test_a_module_is_at_most_300_lines(file):
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 300 or file.relative_to(LIBRARY).as_posix() in LONG
+    long = len(file.read_text(encoding="utf-8").splitlines()) > 300
+    assert long == (file.relative_to(LIBRARY).as_posix() in LONG)

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline import backbones
 from pipeline.backbones import base
-from pipeline.backbones.stock import pack
+from pipeline.backbones.packing import pack
 from pipeline.backbones.teacher import Teacher
 from pipeline.flow.sampling import euler
 from pipeline.flow.schedule import base_levels

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from pipeline import adapters, backbones, checking, diagnosis, families, objectives, partition
-from pipeline.params import Faults
+from pipeline.faults import Faults
 from stages import check
 from tests.bad_bases import BASES, spoil
 from tests.test_params import SHIPPED
@@ -65,7 +65,7 @@ def test_the_shipped_parameters_pass(here):
         ({"partition__threshold_u": 0.01}, "partition.threshold_u must be at least the last level 0.04, got 0.01"),
         ({"partition__slow_steps": 6}, "partition.slow_steps must fit into the 5 recorded steps that rule snr gives"),
         ({"partition__fast_steps": 40}, "partition.slow_steps + fast_steps must be at most the 25 recorded steps, got"),
-        ({"trajectories__stride": 3}, "trajectories.stride must divide teacher.steps = 50, got 3"),
+        ({"trajectories__steps": 3}, "trajectories.steps must divide teacher.steps = 50, got 3"),
         ({"training__objective": "Flow"}, "training.objective must be one of trajectory, flow, got 'Flow'; did you"),
         ({"training__targets": "al"}, "training.targets must be one of attention, all for flux, got 'al'; did you"),
         ({"train_controls__arms": ["singel"]}, "train_controls.arms must be among single, official, got 'singel'; did"),

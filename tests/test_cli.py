@@ -13,7 +13,7 @@ from pipeline import backbones, cli
 from pipeline.artifacts import dvc_root
 from pipeline.bundle.export import Bundle, bundle_digest
 from pipeline.bundle.export import generate as reference
-from pipeline.registry import tracking
+from pipeline.registry import connection
 from tests.published import ROOT, write_bundle, write_evaluation, write_project
 from tests.tiny import make_tiny_flux
 
@@ -28,7 +28,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def project(tmp_path, monkeypatch, base):
     """A finished project whose bundle belongs to a tiny teacher, as the working directory."""
-    for name in (*tracking.ENVIRONMENT, "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+    for name in (*connection.ENVIRONMENT, "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
         monkeypatch.setenv(name, "")  # so that what connect sets is taken back
         monkeypatch.delenv(name)
     root = write_project(tmp_path / "project")

@@ -48,8 +48,8 @@ def shipped():
     return params.load(gpu.ROOT / "params.yaml")
 
 
-def with_stride(shipped, stride):
-    return replace(shipped, trajectories=replace(shipped.trajectories, stride=stride))
+def with_recorded(shipped, steps):
+    return replace(shipped, trajectories=replace(shipped.trajectories, steps=steps))
 
 
 def test_a_fit_gives_back_overhead_and_rate():
@@ -139,24 +139,24 @@ def test_the_distillation_is_what_its_parts_cost():
     )
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_stride_thins_the_recording_and_no_image(tmp_path, shipped, stride):
+@pytest.mark.parametrize("steps", [50, 25])
+def test_fewer_recorded_steps_make_the_recording_cheaper_and_no_image(tmp_path, shipped, steps):
     backbone = backbones.load(make_tiny_flux(tmp_path), "cpu", ("transformer",))
-    work = cost_model.work(backbone, with_stride(shipped, stride))
+    work = cost_model.work(backbone, with_recorded(shipped, steps))
     whole = shipped.teacher.steps * 2  # guided
-    assert (work["recorded"], work["teacher"]) == (whole // stride, whole)
-    assert work["evaluation"] == cost_model.work(backbone, with_stride(shipped, 1))["evaluation"]
+    assert (work["recorded"], work["teacher"]) == (steps * 2, whole)
+    assert work["evaluation"] == cost_model.work(backbone, with_recorded(shipped, 50))["evaluation"]
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_the_longest_recording_is_as_long_as_the_shipped_one(tmp_path, shipped, stride):
-    asked = with_stride(shipped, stride)
+@pytest.mark.parametrize("steps", [24, 12])
+def test_the_longest_recording_is_as_long_as_the_shipped_one(tmp_path, shipped, steps):
+    asked = with_recorded(shipped, steps)
     small = replace(asked, teacher=replace(asked.teacher, path=str(make_tiny_flux(tmp_path / "teacher")), steps=24))
     small = replace(small, trajectories=replace(small.trajectories, shard_size=2))
     bench = cost.Bench(small, tmp_path, torch.device("cpu"), quick=False)
     rows, _ = bench.recording()
     longest = max(rows, key=lambda row: row["steps"])
-    assert longest["steps"] == 24 // stride
+    assert longest["steps"] == steps
     assert longest["forwards"] == longest["trajectories"] * cost_model.work(bench.backbone, small)["recorded"]
 
 

@@ -6,7 +6,8 @@ from importlib import metadata
 import pytest
 
 from pipeline import backbones, diagnosis, params
-from pipeline.registry import registry
+from pipeline.registry.promoting import promote
+from pipeline.registry.registering import register
 from tests.bad_bases import BASES, PARAMETERS, spoil
 from tests.published import write_project
 from tests.tiny import make_tiny_flux
@@ -129,8 +130,8 @@ def test_registry(project, monkeypatch):
 
 
 def test_what_a_registration_would_stumble_over_is_found(project):
-    registry.register(params.load())
-    assert registry.promote(params.load()).number == 1
+    register(params.load())
+    assert promote(params.load()).number == 1
     assert diagnosis.registry() == diagnosis.Finding(True, f"sqlite:///{project}/.glance/mlflow.db")
 
     (bundle,) = project.glob(".glance/mlartifacts/*/artifacts/bundle")
@@ -139,9 +140,9 @@ def test_what_a_registration_would_stumble_over_is_found(project):
     assert wrong(lost, "the candidate: glance-scenes version 1 holds no files: nothing is at /")
     assert wrong(lost, "the champion: glance-scenes version 1 holds no files: nothing is at /")
     assert lost.fix.startswith("run `glance register`; register the champion's bundle anew and promote it, or")
-    assert registry.register(params.load()).version.number == 2
+    assert register(params.load()).version.number == 2
     assert "candidate" not in diagnosis.registry().text and wrong(diagnosis.registry(), "the champion: ")
-    registry.promote(params.load())
+    promote(params.load())
     assert diagnosis.registry().ok
 
     shutil.rmtree(project / ".glance/mlartifacts")

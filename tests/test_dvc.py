@@ -35,6 +35,7 @@ LEFT_OUT = {  # what a stage may import without depending on it, and why it cann
     "pipeline/console.py": "progress bars and sentences",
     "pipeline/evaluation/__init__.py": "a docstring",
     "pipeline/families/__init__.py": "which file holds a family",
+    "pipeline/faults.py": "sentences about what is wrong",
     "pipeline/leftovers.py": "removes what lies under .glance",
     "pipeline/names.py": "sentences about unknown names",
     "pipeline/out_of_memory.py": "hints when memory runs out",

@@ -15,8 +15,8 @@ from pipeline import artifacts, cli
 from pipeline.bundle import export
 from pipeline.evaluation import inputs
 from pipeline.evaluation.samples import Shard
-from pipeline.registry import tracking
-from pipeline.registry.registry import UNKNOWN
+from pipeline.registry import connection
+from pipeline.registry.registering import UNKNOWN
 from pipeline.scenes import checker
 from tests.evaluation_case import make_artifacts, small_params
 from tests.test_importing import MODULE, diffusers_keys, write
@@ -61,7 +61,7 @@ def workplace(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("DVC_ROOT", str(folder))
-        for name in (*tracking.ENVIRONMENT, "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+        for name in (*connection.ENVIRONMENT, "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
             patch.setenv(name, "")  # so that what connect sets is taken back
             patch.delenv(name)
         settings = write_params()
@@ -112,21 +112,21 @@ def test_an_imported_pair_is_registered_once_promoted_and_generated_from(evaluat
     again = done("register", "--bundle", "theirs", "--evaluation", evaluated)
     assert again.startswith(f"{NAME} version 1 has these bytes already")
 
-    store = tracking.connect()
-    version = store.by_alias(NAME, "candidate")
+    store = connection.connect()
+    version = store.versions.by_alias(NAME, "candidate")
     assert version.tags["retention"] == "1.0" and version.tags["bundle_digest"] == export.bundle_digest("theirs")
-    run = store._client.get_run(version.run_id)
+    run = store.client.get_run(version.run_id)
     assert run.data.tags["provenance"] == version.tags["provenance"] == UNKNOWN
     assert not {"git_revision", "dvc_experiment"} & (run.data.tags.keys() | version.tags.keys())
     assert run.info.run_name == "bundle theirs"
     assert run.data.params["bundle.path"] == "official" and run.data.params["teacher.steps"] == "10"
     assert not any(key.startswith(("train", "partition", "student")) for key in run.data.params)
     assert run.data.metrics["arms.student.retention"] == 1
-    children = store._client.search_runs(
+    children = store.client.search_runs(
         [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{version.run_id}'"
     )  # no stage is made up
     assert [child.info.run_name for child in children] == ["register"]
-    shown = {file.path for file in store._client.list_artifacts(version.run_id, "evaluation-theirs")}
+    shown = {file.path for file in store.client.list_artifacts(version.run_id, "evaluation-theirs")}
     assert shown == {f"evaluation-theirs/{name}" for name in OUTPUTS}
 
     assert done("promote") == f"{NAME} version 1 is champion (retention 100.0 %)\n"

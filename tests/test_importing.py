@@ -57,6 +57,14 @@ def params(teachers):
     return small_params(teachers["flux"])
 
 
+def test_an_imported_pair_follows_the_teachers_own_steps_and_not_the_recorded_ones(teachers, tmp_path, params):
+    files = {phase: write(tmp_path / f"{phase}.safetensors", diffusers_keys(MODULE["flux"])) for phase in STEPS}
+    coarse = replace(params, trajectories=replace(params.trajectories, steps=4))
+    whole = importing.bundle(files, params, tmp_path / "whole", "uniform", {"slow": 1, "fast": 2})
+    assert whole.steps == (0, 3, 5)
+    assert importing.bundle(files, coarse, tmp_path / "coarse", "uniform", {"slow": 1, "fast": 2}).u == whole.u
+
+
 def test_the_bundle_is_loaded_by_stock_code_and_generates(teachers, tmp_path, params):
     files = {
         "slow": write(tmp_path / "s.safetensors", diffusers_keys(MODULE["flux"]), rank=2, alpha=4),

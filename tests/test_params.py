@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import params
+from pipeline.faults import Faults, WrongValue
 
 SHIPPED = Path(__file__).parent.parent / "params.yaml"
 
@@ -73,7 +74,8 @@ def test_the_encoding_is_utf_8_with_or_without_a_byte_order_mark(tmp_path):
         ("official.objective", "", "official.objective must name an objective, got ''"),
         ("runtime.checkpoint_every", 0, "runtime.checkpoint_every must be at least 1, got 0"),
         ("train_controls.arms", "single", "train_controls.arms must be a list of texts, got 'single'"),
-        ("trajectories.stride", 3, "trajectories.stride must divide teacher.steps = 50, got 3"),
+        ("trajectories.steps", 3, "trajectories.steps must divide teacher.steps = 50, got 3"),
+        ("trajectories.steps", 100, "trajectories.steps must divide teacher.steps = 50, got 100"),
         ("trajectories.precision", "fp16", "trajectories.precision must be bf16 or fp32, got 'fp16'"),
         ("runtime.device", "tpu", "runtime.device must be auto, cpu or cuda, got 'tpu'"),
         ("runtime.offload", "yes", "runtime.offload must be true or false, got 'yes'"),
@@ -139,9 +141,9 @@ def test_everything_that_is_wrong_is_said_and_the_rest_is_kept(content):
         "teacher.loras", "teacher.loras", "teacher.height", "partition.slow_steps", "student",
     ]  # fmt: skip
     assert right.partition.rule == "snrr" and right.training.rank == 64
-    with pytest.raises(params.WrongValue):
+    with pytest.raises(WrongValue):
         _ = right.partition.slow_steps
-    with pytest.raises(params.Faults) as refusal:
+    with pytest.raises(Faults) as refusal:
         params.from_dict(content)
     assert refusal.value.sentences == tuple(found)
     assert str(refusal.value) == f"{found[0]} (and 4 more)"

@@ -12,11 +12,11 @@ from pipeline.partition import RULES, Partition, compute, plot
 FLUX_1024 = Schedule(mu=1.15)
 
 
-def params_with(teacher_steps=50, stride=1, **changes):
-    """The shipped parameters with another recording and another partition."""
+def params_with(teacher_steps=50, recorded_steps=None, **changes):
+    """The shipped parameters with another recording, of every step of the teacher by default, and another partition."""
     params = parameters.load(Path(__file__).parent.parent / "params.yaml")
     teacher = replace(params.teacher, steps=teacher_steps)
-    trajectories = replace(params.trajectories, stride=stride)
+    trajectories = replace(params.trajectories, steps=recorded_steps or teacher_steps)
     partition = replace(params.partition, **changes)
     return replace(params, teacher=teacher, trajectories=trajectories, partition=partition)
 
@@ -105,9 +105,9 @@ def test_a_split_that_collides_is_refused(changes, message):
 
 
 @pytest.mark.parametrize("terminal", [None, 0.02])
-def test_a_stride_keeps_to_the_recorded_levels_and_names_the_teachers_steps(terminal):
+def test_fewer_recorded_steps_keep_to_their_levels_and_name_the_teachers_steps(terminal):
     schedule = Schedule(mu=0.7, shift_terminal=terminal)
-    partition = compute(params_with(stride=5, slow_steps=2, fast_steps=3), schedule)
+    partition = compute(params_with(recorded_steps=10, slow_steps=2, fast_steps=3), schedule)
     alone = compute(params_with(teacher_steps=10, slow_steps=2, fast_steps=3), schedule)
     assert (partition.u, partition.sigmas) == (alone.u, alone.sigmas)
     assert partition.steps == tuple(5 * step for step in alone.steps) and partition.teacher_steps == 50

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.registry import provenance
-from pipeline.registry.tracking import Metric
+from pipeline.registry.runs import Metric
 from tests.published import LOCK
 
 

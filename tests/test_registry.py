@@ -14,7 +14,14 @@ import pytest
 
 from pipeline import diagnosis, params
 from pipeline.bundle.export import bundle_digest
-from pipeline.registry import registry, tracking
+from pipeline.registry import connection
+from pipeline.registry.connection import connect
+from pipeline.registry.promoting import promote
+from pipeline.registry.pulling import pull
+from pipeline.registry.references import find, parse
+from pipeline.registry.registering import register
+from pipeline.registry.runs import Runs
+from pipeline.registry.versions import Versions
 from tests.conftest import slow
 from tests.published import ROOT, write_bundle, write_evaluation, write_project
 
@@ -29,7 +36,7 @@ def database(tmp_path_factory):
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(path.parent))
-        tracking.connect(f"sqlite:///{path}")
+        connect(f"sqlite:///{path}")
     return path
 
 
@@ -46,7 +53,7 @@ def fresh_project(tmp_path, monkeypatch):
     """A finished project as the working directory, without a registry yet."""
     for name in [name for name in os.environ if name.startswith(("MLFLOW", "DVC"))]:
         monkeypatch.delenv(name)
-    for name in tracking.ENVIRONMENT:  # so that what connect sets is taken back
+    for name in connection.ENVIRONMENT:  # so that what connect sets is taken back
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     root = write_project(tmp_path / "project")
@@ -91,7 +98,7 @@ def _healthy(uri):
 
 def runs(name=NAME):
     """The parents and the children of the experiment."""
-    client = tracking.connect()._client
+    client = connect().client
     found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     return [r for r in found if "mlflow.parentRunId" not in r.data.tags], [
         r for r in found if "mlflow.parentRunId" in r.data.tags
@@ -99,12 +106,12 @@ def runs(name=NAME):
 
 
 def versions():
-    return tracking.connect()._client.search_model_versions(f"name = '{NAME}'")
+    return connect().client.search_model_versions(f"name = '{NAME}'")
 
 
 def test_register_publishes_a_run_with_a_child_per_stage(project, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "calm-fish")
-    done = registry.register(params.load())
+    done = register(params.load())
     (parent,), children = runs()
     assert parent.info.run_id == done.run_id and parent.info.run_name == "calm-fish"
     assert parent.data.tags["dvc_experiment"] == "calm-fish"
@@ -124,7 +131,7 @@ def test_register_publishes_a_run_with_a_child_per_stage(project, monkeypatch):
     assert by_stage["time_arms"].data.metrics["arms.student.speedup_batch1"] == 9.5
     assert parent.data.metrics["arms.student.speedup_batch1"] == 9.5
 
-    client = tracking.connect()._client
+    client = connect().client
     history = client.get_metric_history(by_stage["train_slow"].info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.25)]
     shown = {file.path for file in client.list_artifacts(by_stage["train_slow"].info.run_id, "train_slow")}
@@ -137,11 +144,11 @@ def test_an_evaluation_of_its_own_stands_for_the_stages(project):
     shutil.move(project / "artifacts/evaluation", project / "again")
     shutil.move(project / "artifacts/timing/latency.json", project / "again")
     copy = shutil.copytree("artifacts/bundle", "copy")  # the same bytes, made by the same stages
-    done = registry.register(params.load(), Path(copy), Path("again"))
+    done = register(params.load(), Path(copy), Path("again"))
     (parent,), children = runs()
     assert {child.info.run_name for child in children} == {"train_slow", "register"}
     assert parent.info.run_name.startswith("repro ") and "provenance" not in parent.data.tags
-    shown = {file.path for file in tracking.connect()._client.list_artifacts(done.run_id, "again")}
+    shown = {file.path for file in connect().client.list_artifacts(done.run_id, "again")}
     assert shown == {"again/images", "again/latency.json", "again/metrics.json"}
 
 
@@ -150,16 +157,16 @@ def test_register_names_the_git_revision(project):
     for arguments in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "start"]):
         subprocess.run([*git, *arguments], cwd=project, check=True)
     revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    registry.register(params.load())
+    register(params.load())
     assert runs()[0][0].data.tags["git_revision"] == revision
     (project / "params.yaml").write_text((project / "params.yaml").read_text() + "\n")
-    registry.register(params.load())
+    register(params.load())
     assert runs()[0][0].data.tags["git_revision"] == f"{revision}-dirty"
 
 
 def test_a_version_says_what_it_is(project):
-    version = registry.register(params.load()).version
-    version = registry.find(tracking.connect(), f"models:/{NAME}/{version.number}")
+    version = register(params.load()).version
+    version = find(connect(), f"models:/{NAME}/{version.number}")
     assert version.aliases == ("candidate",)
     assert version.tags["bundle_digest"] == bundle_digest(project / "artifacts/bundle")
     assert version.tags["retention"] == "0.97" and version.tags["nfe"] == "8"
@@ -168,34 +175,34 @@ def test_a_version_says_what_it_is(project):
 
 
 def test_the_same_bytes_make_no_second_version_but_a_visible_run(project, monkeypatch):
-    first = registry.register(params.load())
+    first = register(params.load())
     monkeypatch.setenv("DVC_EXP_NAME", "an-ablation")
     write_evaluation(project, retention=0.5)
-    second = registry.register(params.load())
+    second = register(params.load())
     assert (first.created, second.created) == (True, False)
     assert [int(version.version) for version in versions()] == [1]
     assert {run.info.run_name for run in runs()[0]} >= {"an-ablation"} and len(runs()[0]) == 2
-    assert registry.find(tracking.connect(), CANDIDATE).tags["retention"] == "0.5"  # as measured last
+    assert find(connect(), CANDIDATE).tags["retention"] == "0.5"  # as measured last
 
 
 def test_other_bytes_make_a_second_version_which_is_the_candidate(project):
-    registry.register(params.load())
+    register(params.load())
     write_bundle(project / "artifacts/bundle", seed=1)
     write_evaluation(project, retention=0.97)
-    assert registry.register(params.load()).created
-    assert registry.find(tracking.connect(), CANDIDATE).number == 2
+    assert register(params.load()).created
+    assert find(connect(), CANDIDATE).number == 2
 
 
 def test_a_registration_that_another_machine_overtakes_is_taken_back(project, monkeypatch):
-    registry.register(params.load())
-    find, calls = tracking.Store.find, []
+    register(params.load())
+    tagged, calls = Versions.tagged, []
 
     def blind_at_first(*arguments):
         calls.append(arguments)
-        return find(*arguments) if len(calls) > 1 else []
+        return tagged(*arguments) if len(calls) > 1 else []
 
-    monkeypatch.setattr(tracking.Store, "find", blind_at_first)
-    done = registry.register(params.load())
+    monkeypatch.setattr(Versions, "tagged", blind_at_first)
+    done = register(params.load())
     assert not done.created and done.version.number == 1
     assert [int(version.version) for version in versions()] == [1]
 
@@ -217,14 +224,14 @@ def test_four_registrations_at_once_on_a_fresh_database_make_one_version(fresh_p
 
 
 def test_pull_brings_the_bytes_that_were_registered(project, tmp_path):
-    registry.register(params.load())
-    folder = registry.pull(CANDIDATE, tmp_path / "pulled")
+    register(params.load())
+    folder = pull(CANDIDATE, tmp_path / "pulled")
     assert bundle_digest(folder) == bundle_digest(project / "artifacts/bundle")
     assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in Path("artifacts/bundle").iterdir())
     assert (project / "artifacts/bundle/slow.safetensors").is_file()  # and the registry's own copy stays
-    assert registry.pull(CANDIDATE, tmp_path / "pulled") == folder
-    cached = registry.pull(f"models:/{NAME}/1")
-    assert cached.parent == project / ".glance/bundles" and registry.pull(f"models:/{NAME}/1") == cached
+    assert pull(CANDIDATE, tmp_path / "pulled") == folder
+    cached = pull(f"models:/{NAME}/1")
+    assert cached.parent == project / ".glance/bundles" and pull(f"models:/{NAME}/1") == cached
 
 
 def test_hidden_files_beside_a_bundle_are_no_part_of_it(project, tmp_path):
@@ -235,60 +242,60 @@ def test_hidden_files_beside_a_bundle_are_no_part_of_it(project, tmp_path):
         (bundle / name).write_text("note")
     (bundle / ".cache").mkdir()
     (bundle / ".cache/run.py").write_text("note")
-    done = registry.register(params.load())
+    done = register(params.load())
     assert done.version.tags["bundle_digest"] == digest
     (stored,) = project.glob(".glance/mlartifacts/*/artifacts/bundle")
     assert sorted(path.name for path in stored.iterdir()) == names
     (stored / ".DS_Store").write_text("note")
-    folder = registry.pull(CANDIDATE, tmp_path / "pulled")
+    folder = pull(CANDIDATE, tmp_path / "pulled")
     assert sorted(path.name for path in folder.iterdir()) == names
     (folder / ".DS_Store").write_text("note")
-    assert registry.pull(CANDIDATE, folder) == folder
+    assert pull(CANDIDATE, folder) == folder
 
 
 def test_register_and_pull_over_http(fresh_project, server, tmp_path, monkeypatch):
     uri, artifacts = server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    first, second = registry.register(params.load()), registry.register(params.load())
+    first, second = register(params.load()), register(params.load())
     assert (first.created, second.created) == (True, False)
     assert first.version.number == second.version.number == 1
     parents, children = runs()
     assert len(parents) == 2 and len(children) == 8
     assert not (fresh_project / ".glance/mlflow.db").exists()
 
-    folder = registry.pull(CANDIDATE, tmp_path / "pulled")
+    folder = pull(CANDIDATE, tmp_path / "pulled")
     assert bundle_digest(folder) == bundle_digest(fresh_project / "artifacts/bundle")
-    assert registry.promote(params.load()).number == 1
-    assert registry.pull(f"models:/{NAME}@champion", tmp_path / "champion").is_dir()
+    assert promote(params.load()).number == 1
+    assert pull(f"models:/{NAME}@champion", tmp_path / "champion").is_dir()
 
     (stored,) = artifacts.rglob("bundle/slow.safetensors")
     _flip(stored)
     with pytest.raises(ValueError, match=rf"^{NAME} version 1 does not match its digest: registered as sha256:"):
-        registry.pull(CANDIDATE, tmp_path / "tampered")
+        pull(CANDIDATE, tmp_path / "tampered")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["champion", "project", "pulled"]
 
     assert f"the candidate: {NAME} version 1 does not match its digest" in diagnosis.registry().text
-    third = registry.register(params.load())
+    third = register(params.load())
     assert (third.created, third.version.number) == (True, 2)
     shutil.rmtree(artifacts)
     with pytest.raises(ValueError, match=rf"{NAME} version 2 holds no files: nothing is at mlflow-artifacts:/"):
-        registry.pull(CANDIDATE, tmp_path / "gone")
-    assert registry.register(params.load()).version.number == 3
-    assert bundle_digest(registry.pull(CANDIDATE, tmp_path / "back")) == bundle_digest("artifacts/bundle")
-    assert registry.promote(params.load()).number == 3
+        pull(CANDIDATE, tmp_path / "gone")
+    assert register(params.load()).version.number == 3
+    assert bundle_digest(pull(CANDIDATE, tmp_path / "back")) == bundle_digest("artifacts/bundle")
+    assert promote(params.load()).number == 3
     assert diagnosis.registry() == diagnosis.Finding(True, uri)
     assert not list(artifacts.rglob("*probe*"))
 
     killed(fresh_project, "log_files")
-    registry.register(params.load())
+    register(params.load())
     parents, children = runs()
     assert [run.info.status for run in [*parents, *children]].count("KILLED") == 1
     assert "RUNNING" not in {run.info.status for run in [*parents, *children]}
-    client = tracking.connect()._client
+    client = connect().client
     client.delete_experiment(client.get_experiment_by_name(NAME).experiment_id)
     command = f"restore it with `mlflow experiments restore --experiment-id {parents[0].info.experiment_id}`"
     with pytest.raises(ConnectionError, match=command):
-        registry.register(params.load())
+        register(params.load())
 
 
 def _flip(file):
@@ -299,69 +306,69 @@ def _flip(file):
 
 @pytest.mark.parametrize("name", ["slow.safetensors", "glance.json", "README.md"])
 def test_a_tampered_artifact_is_refused_and_leaves_nothing(project, tmp_path, name):
-    registry.register(params.load())
+    register(params.load())
     (stored,) = project.glob(f".glance/mlartifacts/*/artifacts/bundle/{name}")
     _flip(stored)
     with pytest.raises(ValueError, match="does not match its digest"):
-        registry.pull(CANDIDATE, tmp_path / "pulled")
+        pull(CANDIDATE, tmp_path / "pulled")
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "run.py", "MLmodel", "more/x.json"])
 def test_a_version_with_a_file_that_no_bundle_has_is_refused(project, tmp_path, name):
-    registry.register(params.load())
+    register(params.load())
     (stored,) = project.glob(".glance/mlartifacts/*/artifacts/bundle")
     (stored / name).parent.mkdir(exist_ok=True)
     (stored / name).write_text("{}")
     with pytest.raises(ValueError, match=rf"version 1 holds {name.split('/')[0]}/?; a bundle has only"):
-        registry.pull(CANDIDATE, tmp_path / "pulled")
+        pull(CANDIDATE, tmp_path / "pulled")
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
 def test_a_version_without_files_is_refused(project, tmp_path):
-    registry.register(params.load())
+    register(params.load())
     (stored,) = project.glob(".glance/mlartifacts/*/artifacts/bundle")
     shutil.rmtree(stored)
     stored.mkdir()
     with pytest.raises(ValueError, match="version 1 holds no files"):
-        registry.pull(CANDIDATE, tmp_path / "pulled")
+        pull(CANDIDATE, tmp_path / "pulled")
 
 
 def test_a_version_of_somebody_else_is_refused(project, tmp_path):
-    store = tracking.connect()
-    with store.run(store.experiment("theirs"), "run") as run_id:
-        source = store.log_folder(run_id, Path("artifacts/bundle"), "model")
-        store.create_version("theirs", source, run_id, {})
+    store = connect()
+    with store.runs.open(store.experiments.open("theirs"), "run") as run_id:
+        source = store.runs.log_folder(run_id, Path("artifacts/bundle"), "model")
+        store.versions.create("theirs", source, run_id, {})
     with pytest.raises(ValueError, match="theirs version 1 has no tag bundle_digest"):
-        registry.pull("models:/theirs/1", tmp_path / "pulled")
+        pull("models:/theirs/1", tmp_path / "pulled")
 
 
 def test_pull_does_not_replace_something_else(project, tmp_path):
-    registry.register(params.load())
+    register(params.load())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.md").write_text("keep")
     with pytest.raises(ValueError, match=rf"mine exists and is not {NAME} version 1: remove it"):
-        registry.pull(CANDIDATE, tmp_path / "mine")
+        pull(CANDIDATE, tmp_path / "mine")
     assert (tmp_path / "mine/notes.md").read_text() == "keep"
 
 
 @pytest.mark.parametrize("reference", ["glance-scenes", "models:/a", "models:/a@", "models:/a/latest", "models:/a/b/1"])
 def test_a_reference_of_another_form_is_refused(reference):
     with pytest.raises(ValueError, match="named models:/name@alias or models:/name/version, got"):
-        registry.parse(reference)
+        parse(reference)
 
 
 def test_a_bundle_with_another_file_is_not_registered(project):
     (project / "artifacts/bundle/model.pkl").write_bytes(b"x")
     with pytest.raises(ValueError, match="artifacts/bundle holds model.pkl; a bundle has only"):
-        registry.register(params.load())
+        register(params.load())
 
 
 def test_an_evaluation_without_the_student_is_refused_before_anything_is_written(project):
     (project / "artifacts/evaluation/metrics.json").write_text(json.dumps({"arms": {"teacher": {}}}))
     with pytest.raises(ValueError, match="metrics.json has no arms.student"):
-        registry.register(params.load())
-    assert tracking.connect()._client.get_experiment_by_name(NAME) is None
+        register(params.load())
+    assert connect().client.get_experiment_by_name(NAME) is None
 
 
 def move(project, name, monkeypatch):
@@ -382,16 +389,16 @@ def stored(project):
 
 @pytest.mark.parametrize("name", ["renamed", "50%25 off", "Проект №1"])
 def test_a_moved_project_pulls_and_registers_in_its_new_place(project, tmp_path, monkeypatch, name):
-    first = registry.register(params.load())
+    first = register(params.load())
     moved = move(project, name, monkeypatch)
-    folder = registry.pull(CANDIDATE, tmp_path / "pulled")
+    folder = pull(CANDIDATE, tmp_path / "pulled")
     assert bundle_digest(folder) == bundle_digest(moved / "artifacts/bundle")
     assert diagnosis.registry().ok
 
-    second = registry.register(params.load())
+    second = register(params.load())
     assert not second.created and second.version.number == first.version.number
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "pulled"])
-    client = tracking.connect()._client
+    client = connect().client
     for run_id in (first.run_id, second.run_id):  # in MLflow's page the runs have their files again
         place = client.get_run(run_id).info.artifact_uri
         assert place == (moved / ".glance/mlartifacts" / run_id / "artifacts").as_uri()
@@ -400,15 +407,15 @@ def test_a_moved_project_pulls_and_registers_in_its_new_place(project, tmp_path,
 
 
 def test_a_copied_project_leaves_the_original_alone(project, tmp_path, monkeypatch):
-    registry.register(params.load())
+    register(params.load())
     copy = enter(Path(shutil.copytree(project, tmp_path / "copy")), monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in project.rglob("*")}
     _flip(stored(project)[0] / "slow.safetensors")
-    assert bundle_digest(registry.pull(CANDIDATE, tmp_path / "pulled")) == bundle_digest(copy / "artifacts/bundle")
-    assert not registry.register(params.load()).created
+    assert bundle_digest(pull(CANDIDATE, tmp_path / "pulled")) == bundle_digest(copy / "artifacts/bundle")
+    assert not register(params.load()).created
     write_bundle(copy / "artifacts/bundle", seed=1)
     write_evaluation(copy, retention=0.97)
-    assert registry.register(params.load()).version.source.startswith(copy.as_uri())
+    assert register(params.load()).version.source.startswith(copy.as_uri())
     assert {path: path.stat().st_mtime_ns for path in project.rglob("*")}.keys() == before.keys()
     enter(project, monkeypatch)
     assert [int(version.version) for version in versions()] == [1]
@@ -420,113 +427,114 @@ def test_two_projects_on_one_database_keep_their_files_apart_and_read_each_other
     shutil.move(project / ".glance/mlflow.db", project.parent / shared)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     other = enter(write_project(project.parent / "other", seed=1), monkeypatch)
-    registry.register(params.load())
+    register(params.load())
     written = sorted(other.rglob("*"))
     enter(project, monkeypatch)
-    second = registry.register(params.load())
+    second = register(params.load())
     assert (second.created, second.version.number) == (True, 2)
     assert len(stored(project)) == 1 and sorted(other.rglob("*")) == written
     for root in (project, other):
         enter(root, monkeypatch)
         for number in (1, 2):
-            assert registry.pull(f"models:/{NAME}/{number}", root / f"pulled-{number}").is_dir()
+            assert pull(f"models:/{NAME}/{number}", root / f"pulled-{number}").is_dir()
 
 
 def test_the_same_bytes_are_uploaded_again_when_their_files_are_gone(project, tmp_path, caplog):
-    registry.register(params.load())
+    register(params.load())
     shutil.rmtree(project / ".glance/mlartifacts")
     with pytest.raises(ValueError, match=rf"{NAME} version 1 holds no files: nothing is at {project}/.glance/mlartif"):
-        registry.pull(CANDIDATE, tmp_path / "pulled")
+        pull(CANDIDATE, tmp_path / "pulled")
     with pytest.raises(ValueError, match=f"{NAME} version 1 holds no files"):
-        registry.promote(params.load())
-    done = registry.register(params.load())
+        promote(params.load())
+    done = register(params.load())
     assert (done.created, done.version.number) == (True, 2)
     assert f"registering these bytes anew: {NAME} version 1 holds no files" in caplog.text
-    assert registry.find(tracking.connect(), CANDIDATE).number == 2
-    assert bundle_digest(registry.pull(CANDIDATE, tmp_path / "pulled")) == bundle_digest("artifacts/bundle")
-    assert not registry.register(params.load()).created
+    assert find(connect(), CANDIDATE).number == 2
+    assert bundle_digest(pull(CANDIDATE, tmp_path / "pulled")) == bundle_digest("artifacts/bundle")
+    assert not register(params.load()).created
 
 
 def test_the_same_bytes_are_uploaded_again_when_their_files_have_changed(project):
-    registry.register(params.load())
+    register(params.load())
     _flip(stored(project)[0] / "fast.safetensors")
-    assert registry.register(params.load()).version.number == 2
+    assert register(params.load()).version.number == 2
     assert len(stored(project)) == 2
 
 
 def test_an_upload_that_does_not_come_back_is_no_version(project, monkeypatch):
-    log_folder = tracking.Store.log_folder
+    log_folder = Runs.log_folder
 
     def loses_a_byte(*arguments):
         source = log_folder(*arguments)
         _flip(stored(project)[0] / "slow.safetensors")
         return source
 
-    monkeypatch.setattr(tracking.Store, "log_folder", loses_a_byte)
+    monkeypatch.setattr(Runs, "log_folder", loses_a_byte)
     with pytest.raises(ValueError, match="the upload of artifacts/bundle does not match its digest: registered as sha"):
-        registry.register(params.load())
+        register(params.load())
     assert versions() == []
     assert {run.info.status for run in runs()[0]} == {"FAILED"}
 
 
 def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(project, tmp_path):
-    registry.register(params.load())
-    client = tracking.connect()._client
+    register(params.load())
+    client = connect().client
     client.delete_experiment(client.get_experiment_by_name(NAME).experiment_id)
     with pytest.raises(ConnectionError, match=f"experiment {NAME} of MLflow at .* is deleted: restore it") as refused:
-        registry.register(params.load())
+        register(params.load())
     assert str(refused.value) in diagnosis.registry().text
-    assert registry.pull(CANDIDATE, tmp_path / "pulled").is_dir()  # what is registered stays
+    assert pull(CANDIDATE, tmp_path / "pulled").is_dir()  # what is registered stays
     command = str(refused.value).split("`")[1]
     subprocess.run(command, shell=True, check=True, env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"})
-    assert not registry.register(params.load()).created
+    assert not register(params.load()).created
     assert len(runs()[0]) == 2
 
 
 def test_a_deleted_run_and_a_deleted_model_are_no_obstacle(project, tmp_path):
-    done = registry.register(params.load())
-    client = tracking.connect()._client
+    done = register(params.load())
+    client = connect().client
     client.delete_run(done.run_id)
-    assert registry.pull(CANDIDATE, tmp_path / "pulled").is_dir()
-    assert not registry.register(params.load()).created
+    assert pull(CANDIDATE, tmp_path / "pulled").is_dir()
+    assert not register(params.load()).created
     client.delete_registered_model(NAME)
     with pytest.raises(ConnectionError, match=f"refused: .*{NAME}.* not found"):
-        registry.pull(CANDIDATE, tmp_path / "again")
-    assert registry.register(params.load()).created
-    assert registry.pull(CANDIDATE, tmp_path / "again").is_dir()
+        pull(CANDIDATE, tmp_path / "again")
+    assert register(params.load()).created
+    assert pull(CANDIDATE, tmp_path / "again").is_dir()
 
 
 def test_an_alias_that_somebody_moved_comes_back_to_what_is_registered(project):
-    registry.register(params.load())
+    register(params.load())
     write_bundle(project / "artifacts/bundle", seed=1)
     write_evaluation(project, retention=0.97)
-    assert registry.register(params.load()).version.number == 2
-    tracking.connect()._client.set_registered_model_alias(NAME, "candidate", "1")
-    assert registry.register(params.load()).version.number == 2
-    assert registry.find(tracking.connect(), CANDIDATE).number == 2
+    assert register(params.load()).version.number == 2
+    connect().client.set_registered_model_alias(NAME, "candidate", "1")
+    assert register(params.load()).version.number == 2
+    assert find(connect(), CANDIDATE).number == 2
 
 
 def killed(project, when):
-    """A registration that gets SIGKILL when it calls this method of the store."""
+    """A registration that gets SIGKILL when it calls this method of the store's runs."""
     program = f"""
 import os, signal
 from pipeline import diagnosis, params
-from pipeline.registry import registry, tracking
-tracking.Store.{when} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
-registry.register(params.load())
+from pipeline.registry.registering import register
+from pipeline.registry.runs import Runs
+Runs.{when} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+register(params.load())
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", program], cwd=project, env=environment).returncode == -signal.SIGKILL
 
 
 def test_the_next_registration_ends_the_runs_of_a_killed_one(project, monkeypatch):
-    store = tracking.connect()
-    alive = store._start(store.experiment(NAME), "of somebody else", None)
+    store = connect()
+    alive = store.runs._start(store.experiments.open(NAME), "of somebody else", None)
     for when in ("log_folder", "log_files"):
         killed(project, when)
         assert {run.info.run_name for run in runs()[0] if run.info.status == "RUNNING"} > {"of somebody else"}
     move(project, "renamed", monkeypatch)
-    done = registry.register(params.load())
+    done = register(params.load())
     parents, children = runs()
     status = {run.info.run_id: run.info.status for run in [*parents, *children]}
     assert [run_id for run_id in status if status[run_id] == "RUNNING"] == [alive]
@@ -534,27 +542,27 @@ def test_the_next_registration_ends_the_runs_of_a_killed_one(project, monkeypatc
 
 
 def test_promote_sets_the_champion(project):
-    registry.register(params.load())
-    assert registry.promote(params.load()).number == 1
-    assert registry.find(tracking.connect(), f"models:/{NAME}@champion").number == 1
+    register(params.load())
+    assert promote(params.load()).number == 1
+    assert find(connect(), f"models:/{NAME}@champion").number == 1
 
 
 @pytest.mark.parametrize("retention", [0.89, float("nan")])
 def test_promote_refuses_below_the_threshold_unless_forced(project, retention):
     write_evaluation(project, retention)
-    registry.register(params.load())
+    register(params.load())
     with pytest.raises(ValueError, match=rf"{NAME} version 1 keeps (0.890|nan) .*register.min_retention asks for 0.9"):
-        registry.promote(params.load(), "1")
+        promote(params.load(), "1")
     with pytest.raises(ConnectionError, match="champion"):
-        registry.find(tracking.connect(), f"models:/{NAME}@champion")
-    assert registry.promote(params.load(), "1", force=True).number == 1
+        find(connect(), f"models:/{NAME}@champion")
+    assert promote(params.load(), "1", force=True).number == 1
 
 
 def test_promote_refuses_what_was_never_measured(project):
     write_evaluation(project, None)
-    registry.register(params.load())
+    register(params.load())
     with pytest.raises(ValueError, match="version 1 has no measured retention"):
-        registry.promote(params.load(), CANDIDATE)
+        promote(params.load(), CANDIDATE)
 
 
 def test_register_with_the_server_down_is_one_sentence(fresh_project, monkeypatch):

@@ -35,7 +35,7 @@ def trajectories(recorded):
 
 
 def make_job(recorded, phase="slow", true_cfg_scale=1.0, **changes):
-    settings = jobs.Settings.of(recorded.params.training, recorded.params.train_slow)
+    settings = jobs.TrainingSettings.of(recorded.params.training, recorded.params.train_slow)
     return jobs.Job(
         name=phase,
         steps=recorded.partition.phases[phase].pairs,

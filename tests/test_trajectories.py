@@ -278,9 +278,9 @@ def test_from_params_takes_the_teachers_and_the_recordings_settings():
     params = params_with(teacher_steps=20)
     recording = Recording.from_params(params, ["a star"])
     assert recording.prompts == ("a star",) and recording.steps == 20
-    strided = replace(params, trajectories=replace(params.trajectories, stride=4, precision="bf16"))
-    assert Recording.from_params(strided, ["a star"]).levels == tuple(base_levels(5).tolist())
-    assert Recording.from_params(strided, ["a star"]).precision == "bf16"
+    coarse = replace(params, trajectories=replace(params.trajectories, steps=5, precision="bf16"))
+    assert Recording.from_params(coarse, ["a star"]).levels == tuple(base_levels(5).tolist())
+    assert Recording.from_params(coarse, ["a star"]).precision == "bf16"
     assert recording.shard_size == params.trajectories.shard_size
     assert recording.true_cfg_scale == params.teacher.true_cfg_scale
 

@@ -1,9 +1,8 @@
-"""What the families share: a diffusers pipeline directory, loaded in parts, around a FLUX-like packing of latents."""
+"""What the families share: a diffusers pipeline directory as a backbone, around a FLUX-like packing of latents."""
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from math import isqrt
@@ -11,18 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
-from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
-from safetensors import SafetensorError, safe_open
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 
-from pipeline import artifacts, out_of_memory
+from pipeline import artifacts
 from pipeline.adapters.lora_names import Target
-from pipeline.backbones import fusing, weight_files
-from pipeline.backbones import quantization as quantizing
+from pipeline.backbones import fusing, loading, quantization, weight_files
 from pipeline.backbones.base import Conditioning
+from pipeline.backbones.packing import pack, unpack
 from pipeline.backbones.teacher import Teacher
 from pipeline.flow.guidance import Velocity, forwards, true_cfg
 from pipeline.flow.schedule import Schedule, check_scheduler
@@ -72,36 +68,20 @@ class StockBackbone(ABC):
     """What else trainers call the transformer's layers in a LoRA file; "{}" is a block's number."""
 
     def __init__(self, teacher: Teacher, device: torch.device, parts: Sequence[str], *, offload: bool = False):
-        path, dtype, quantization = teacher.path, teacher.torch_dtype, teacher.quantization
-        self.path = path
+        self.path = path = teacher.path
         self.offload, self.home = offload, torch.device("cpu") if offload else device
-        self.device, self.dtype, self.parts = device, dtype, tuple(parts)
+        self.device, self.dtype, self.parts = device, teacher.torch_dtype, tuple(parts)
         self.transformer_config: dict[str, Any] = artifacts.read_json(path / "transformer" / "config.json")
         self.vae_config: dict[str, Any] = artifacts.read_json(path / "vae" / "config.json")
         self._scheduler_file = path / "scheduler" / "scheduler_config.json"
         self._scheduler_config = artifacts.read_json(self._scheduler_file)
         self._check_base(path)
-        if quantization != "none":
-            quantizing.require(quantization, device)
-        modules = self.part_modules
-        options: dict[str, Any] = {name: None for part in modules if part not in parts for name in modules[part]}
-        if quantization != "none" and "transformer" in parts:
-            options["quantization_config"] = quantizing.config(quantization, dtype)
-        loaded = [name for part in parts for name in modules[part]]
+        if teacher.quantization != "none":
+            quantization.require(teacher.quantization, device)
         self.check_files(parts)
-        with weight_files.plain(path, loaded) as folder:
-            try:
-                with _no_loading_bars():
-                    self._pipe = self.pipeline_class.from_pretrained(
-                        str(folder), dtype=dtype, local_files_only=True, **options
-                    )
-            except (OSError, RuntimeError, KeyError, AttributeError) as error:
-                if out_of_memory.out_of_memory(error):
-                    raise
-                said = " ".join(str(error).split()).replace(str(folder), str(path))[:300]
-                raise ValueError(f"teacher: {path} cannot be loaded: {said}") from error
+        self._pipe = loading.load(self.pipeline_class, teacher, self.part_modules, parts)
         if teacher.loras and "transformer" in parts:
-            fusing.fuse(self, teacher.loras, quantization)
+            fusing.fuse(self, teacher.loras, teacher.quantization)
         if "vae" in parts and isinstance(self._pipe.vae, AutoencoderKL):
             self._pipe.vae.to(memory_format=torch.channels_last)  # its convolutions take a quarter less time
         self._resident: str | None = None  # the part on the device, where only one is
@@ -114,11 +94,6 @@ class StockBackbone(ABC):
     @abstractmethod
     def pixels_per_token(self) -> int:
         """Height and width of a token in pixels: the autoencoder's scale, twice."""
-
-    @property
-    @abstractmethod
-    def latent_channels(self) -> int:
-        """Of a packed token: four times the autoencoder's."""
 
     @abstractmethod
     def encode(self, prompts: list[str], max_sequence_length: int) -> Conditioning:
@@ -139,23 +114,7 @@ class StockBackbone(ABC):
     def check_files(self, parts: Sequence[str]) -> None:
         """Raises ValueError unless the folders of these parts are there, each with whole files of weights."""
         for folder in (self.path / name for part in parts for name in self.part_modules[part]):
-            if not folder.is_dir():
-                raise ValueError(f"teacher: {folder} does not exist")
-            weight_files.renamed(folder)
-            found = (folder / name for name in artifacts.files(folder) if name.endswith(".safetensors"))
-            weights = {file.name: file for file in found}
-            if not weights and (folder / "config.json").is_file():
-                raise ValueError(f"teacher: {folder} holds no weights")
-            for file in weights.values():
-                try:
-                    with safe_open(file, framework="pt"):  # reads the header, which knows the file's length
-                        pass
-                except SafetensorError as error:
-                    raise ValueError(f"teacher: {file} is no whole safetensors file ({error})") from error
-            for index in folder.glob("*.safetensors.index.json"):
-                lacking = sorted(set(artifacts.read_json(index)["weight_map"].values()) - weights.keys())
-                if lacking:
-                    raise ValueError(f"teacher: {folder / lacking[0]} is missing, which {index.name} names")
+            weight_files.check(folder)
 
     def words(self) -> list[str]:
         """The vocabulary of the text encoder that gives a state per token, without its pieces of words.
@@ -171,6 +130,11 @@ class StockBackbone(ABC):
             raise ValueError(f"teacher: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         marked = (WORD_START.fullmatch(token) for token in tokenizer.get_vocab())
         return sorted({match[1] for match in marked if match})
+
+    @property
+    def latent_channels(self) -> int:
+        """Of a packed token, four times the autoencoder's: the transformer's input, unless it packs latents itself."""
+        return self.transformer_config["in_channels"]
 
     @property
     def latent_dtype(self) -> torch.dtype:
@@ -318,38 +282,3 @@ class StockBackbone(ABC):
 def stock_true_cfg(scale: float, negative_prompt: str) -> dict[str, Any]:
     """Keyword arguments of a stock pipeline for true CFG; none where it is off."""
     return {"true_cfg_scale": scale, "negative_prompt": negative_prompt} if forwards(scale) == 2 else {}
-
-
-def pack(latents: Tensor) -> Tensor:
-    """(B, C, 2 rows, 2 columns) -> (B, rows * columns, 4 C)."""
-    return FluxPipeline._pack_latents(latents, *latents.shape)
-
-
-def unpack(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, rows * columns, 4 C) -> (B, C, 2 rows, 2 columns)."""
-    rows, columns = grid
-    return FluxPipeline._unpack_latents(x, 2 * rows, 2 * columns, vae_scale_factor=1)
-
-
-def pad(sequences: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Sequences (L_i, D) padded with zeros to (B, length, D), and which tokens are theirs, bool (B, length)."""
-    padded = sequences[0].new_zeros(len(sequences), length, sequences[0].shape[1])
-    mask = torch.zeros(len(sequences), length, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = True
-    return padded, mask
-
-
-@contextmanager
-def _no_loading_bars() -> Iterator[None]:
-    """Loading a teacher shows no progress bars of its own."""
-    libraries = [transformers.utils.logging, diffusers.utils.logging]
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()

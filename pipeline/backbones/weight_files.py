@@ -1,10 +1,12 @@
-"""Weight files of a diffusers folder that diffusers would not take by itself: a variant's alone, or pickles alone."""
+"""The files of weights of a diffusers folder: whole, safetensors, and under the names that diffusers takes."""
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError, safe_open
 
 from pipeline import artifacts
 
@@ -42,6 +44,32 @@ def plain(path: Path, parts: Sequence[str]) -> Iterator[Path]:
             for file in entry.iterdir():
                 (view / entry.name / renames[entry.name].get(file.name, file.name)).symlink_to(file)
         yield view
+
+
+def check(folder: Path) -> None:
+    """Reads the header of every file of weights of a part.
+
+    Raises:
+        ValueError: The folder, its weights or one of their files is missing, or a file is cut short; or as `renamed`
+            does.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"teacher: {folder} does not exist")
+    renamed(folder)
+    found = (folder / name for name in artifacts.files(folder) if name.endswith(".safetensors"))
+    weights = {file.name: file for file in found}
+    if not weights and (folder / "config.json").is_file():
+        raise ValueError(f"teacher: {folder} holds no weights")
+    for file in weights.values():
+        try:
+            with safe_open(file, framework="pt"):  # reads the header, which knows the file's length
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"teacher: {file} is no whole safetensors file ({error})") from error
+    for index in folder.glob("*.safetensors.index.json"):
+        lacking = sorted(set(artifacts.read_json(index)["weight_map"].values()) - weights.keys())
+        if lacking:
+            raise ValueError(f"teacher: {folder / lacking[0]} is missing, which {index.name} names")
 
 
 def renamed(folder: Path) -> dict[str, str]:

@@ -49,7 +49,7 @@ def bundle(
     rank = max(tensor.shape[0] for state in states.values() for key, tensor in state.items() if ".lora_A." in key)
     wanted = replace(params.partition, rule=rule, slow_steps=steps["slow"], fast_steps=steps["fast"])
     schedule = backbone.schedule(params.teacher.height, params.teacher.width)
-    every = replace(params.trajectories, stride=1)  # theirs follow the teacher's own steps
+    every = replace(params.trajectories, steps=params.teacher.steps)  # theirs follow the teacher's own steps
     split = partition.compute(replace(params, partition=wanted, trajectories=every), schedule)
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")

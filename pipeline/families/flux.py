@@ -74,11 +74,6 @@ class FluxBackbone(StockBackbone):
         """16 for FLUX.1."""
         return 2 ** len(self.vae_config["block_out_channels"])
 
-    @property
-    def latent_channels(self) -> int:
-        """64 for FLUX.1."""
-        return self.transformer_config["in_channels"]
-
     @torch.no_grad()
     def encode(self, prompts: list[str], max_sequence_length: int) -> Conditioning:
         """T5 states "prompt_embeds" (B, L, D) and the CLIP vector "pooled_prompt_embeds" (B, P), on the CPU."""

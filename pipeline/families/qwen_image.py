@@ -7,7 +7,8 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import ForwardInputs, StockBackbone, pad, stock_true_cfg
+from pipeline.backbones.packing import pad
+from pipeline.backbones.stock import ForwardInputs, StockBackbone, stock_true_cfg
 from pipeline.flow.guidance import Velocity, true_cfg_norm_rescaled
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -29,11 +30,6 @@ class QwenImageBackbone(StockBackbone):
     def pixels_per_token(self) -> int:
         """16 for Qwen-Image."""
         return 2 * 2 ** len(self.vae_config["temperal_downsample"])
-
-    @property
-    def latent_channels(self) -> int:
-        """64 for Qwen-Image."""
-        return self.transformer_config["in_channels"]
 
     @torch.no_grad()
     def encode(self, prompts: list[str], max_sequence_length: int) -> Conditioning:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pipeline.adapters.lora_names import Target
 from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import ForwardInputs, StockBackbone, pack, pad, unpack
+from pipeline.backbones.packing import pack, pad, unpack
+from pipeline.backbones.stock import ForwardInputs, StockBackbone
 from pipeline.flow.guidance import forwards
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

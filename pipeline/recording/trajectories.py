@@ -58,7 +58,7 @@ class Recording:
             seeds_per_prompt=settings.seeds_per_prompt,
             seed=settings.seed,
             shard_size=settings.shard_size,
-            levels=tuple(base_levels(teacher.steps // settings.stride).tolist()),
+            levels=tuple(base_levels(settings.steps).tolist()),
             height=teacher.height,
             width=teacher.width,
             max_sequence_length=teacher.max_sequence_length,

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import artifacts
 from pipeline.artifacts import read_json
-from pipeline.registry.tracking import Metric
+from pipeline.registry.runs import Metric
 
 SHOWN = (".png", ".svg", ".html", ".csv", ".json")  # what a run shows of a stage; tensors stay with DVC
 

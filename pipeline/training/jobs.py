@@ -15,7 +15,7 @@ Step = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainingSettings:
     """How an adapter is trained; the words are those of params.yaml."""
 
     objective: str
@@ -30,7 +30,7 @@ class Settings:
     seed: int
 
     @classmethod
-    def of(cls, training: TrainingParams, phase: PhaseParams) -> Settings:
+    def of(cls, training: TrainingParams, phase: PhaseParams) -> TrainingSettings:
         """The shared settings with one phase's own."""
         return cls(**asdict(training), **asdict(phase))
 
@@ -42,7 +42,7 @@ class Job:
     name: str
     steps: tuple[Step, ...]
     """The student steps that it serves, in the trajectories' own."""
-    settings: Settings
+    settings: TrainingSettings
     guidance_scale: float
     true_cfg_scale: float
     """The student's: above 1 its guided velocity is what is trained, at 1 the guidance is baked in."""
@@ -60,7 +60,7 @@ def of_phase(params: Params, data: TrainingData, phase: str) -> Job:
     return Job(
         name=phase,
         steps=steps,
-        settings=Settings.of(params.training, {"slow": params.train_slow, "fast": params.train_fast}[phase]),
+        settings=TrainingSettings.of(params.training, {"slow": params.train_slow, "fast": params.train_fast}[phase]),
         guidance_scale=params.teacher.guidance_scale,
         true_cfg_scale=params.student.true_cfg_scale,
         anchored=anchored,

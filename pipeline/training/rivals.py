@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline import names
 from pipeline.params import Params
 from pipeline.partition import PHASES
-from pipeline.training.jobs import Job, Settings
+from pipeline.training.jobs import Job, TrainingSettings
 
 if TYPE_CHECKING:
     from pipeline.training.data import TrainingData
@@ -32,7 +32,7 @@ class Rival:
 def single(params: Params, data: TrainingData) -> list[Job]:
     """One adapter for all student steps, with both phases' train steps and the mean of their learning rates."""
     settings = replace(
-        Settings.of(params.training, params.train_slow),
+        TrainingSettings.of(params.training, params.train_slow),
         train_steps=params.train_slow.train_steps + params.train_fast.train_steps,
         learning_rate=(params.train_slow.learning_rate + params.train_fast.learning_rate) / 2,
         seed=params.train_controls.seed,
@@ -57,7 +57,7 @@ def official(params: Params, data: TrainingData) -> list[Job]:
         Job(
             name=f"official_{phase}",
             steps=data.steps(phase)[0],
-            settings=Settings(
+            settings=TrainingSettings(
                 objective=paper.objective,
                 rank=paper.rank,
                 alpha=paper.alpha,

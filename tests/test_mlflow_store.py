@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.registry import tracking
-from pipeline.registry.tracking import Metric
+from pipeline.registry import connection, experiments, lock, places
+from pipeline.registry.runs import Metric
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(root))
     for name in [name for name in os.environ if name.startswith("MLFLOW")]:
         monkeypatch.delenv(name)
-    for name in tracking.ENVIRONMENT:  # so that what connect sets is taken back
+    for name in connection.ENVIRONMENT:  # so that what connect sets is taken back
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return root
@@ -34,10 +34,10 @@ def project(tmp_path, monkeypatch):
 
 def test_the_default_store_lies_under_the_root_and_not_in_the_working_directory(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    store = tracking.connect()
-    with store.run(store.experiment("name"), "run") as run_id:
+    store = connection.connect()
+    with store.runs.open(store.experiments.open("name"), "run") as run_id:
         (tmp_path / "table.csv").write_text("a,b\n")
-        store.log_files(run_id, {tmp_path / "table.csv": "tables"})
+        store.runs.log_files(run_id, {tmp_path / "table.csv": "tables"})
     assert (project / ".glance/mlflow.db").is_file()
     assert [path.name for path in project.glob(".glance/mlartifacts/*/artifacts/tables/*")] == ["table.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my project", "table.csv"]
@@ -45,26 +45,26 @@ def test_the_default_store_lies_under_the_root_and_not_in_the_working_directory(
 
 def test_a_server_of_the_environment_comes_first(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.tracking_uri() == "http://127.0.0.1:5000"
+    assert places.tracking_uri() == "http://127.0.0.1:5000"
 
 
 def test_connect_sets_one_retry_unless_the_user_chose_and_forgets_a_run_of_the_environment(monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "somebody else's")
-    tracking.connect()
+    connection.connect()
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     assert "MLFLOW_RUN_ID" not in os.environ
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
-    tracking.connect()
+    connection.connect()
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "4"
 
 
 def test_more_numbers_than_one_batch_carries_all_arrive():
-    store = tracking.connect()
+    store = connection.connect()
     params = {f"p{i}": i for i in range(250)}
     metrics = [Metric("loss", 1.0 / (1 + i), i) for i in range(2100)]
-    with store.run(store.experiment("name"), "run") as run_id:
-        store.log(run_id, params, metrics, {"out.with [odd] letters": "1"})
-    client = store._client
+    with store.runs.open(store.experiments.open("name"), "run") as run_id:
+        store.runs.log(run_id, params, metrics, {"out.with [odd] letters": "1"})
+    client = store.client
     assert client.get_run(run_id).data.params == {key: str(value) for key, value in params.items()}
     assert client.get_run(run_id).data.tags["out.with _odd_ letters"] == "1"
     assert [m.value for m in client.get_metric_history(run_id, "loss")] == [metric.value for metric in metrics]
@@ -74,21 +74,21 @@ def test_more_numbers_than_one_batch_carries_all_arrive():
     ("error", "status"), [(None, "FINISHED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
 def test_a_run_ends_as_its_body_did(error, status):
-    store = tracking.connect()
+    store = connection.connect()
     run_id = None
     try:
-        with store.run(store.experiment("name"), "run") as run_id:
+        with store.runs.open(store.experiments.open("name"), "run") as run_id:
             if error:
                 raise error
     except (ValueError, KeyboardInterrupt) as raised:
         assert raised is error
-    assert store._client.get_run(run_id).info.status == status
+    assert store.client.get_run(run_id).info.status == status
 
 
 def test_a_missing_version_is_one_sentence():
-    store = tracking.connect()
+    store = connection.connect()
     with pytest.raises(ConnectionError, match=r"^MLflow at sqlite:.* refused: .*nothing.*$") as raised:
-        store.by_alias("nothing", "candidate")
+        store.versions.by_alias("nothing", "candidate")
     assert "\n" not in str(raised.value)
 
 
@@ -98,15 +98,15 @@ def test_a_server_that_is_down_is_one_sentence_at_once():
         port = unused.getsockname()[1]
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=rf"no MLflow server answers at http://127.0.0.1:{port}: start it"):
-        tracking.connect(f"http://user:secret@127.0.0.1:{port}")
+        connection.connect(f"http://user:secret@127.0.0.1:{port}")
     assert time.monotonic() - start < 20  # the client alone would try for minutes
 
 
 def test_a_server_that_never_answers_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(tracking, "PING_S", 0.2)
+    monkeypatch.setattr(connection, "PING_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         with pytest.raises(ConnectionError, match="no MLflow server answers"):
-            tracking.connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
+            connection.connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_database_that_cannot_be_opened_is_one_sentence_at_once(project, monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=message) as raised:
-        tracking.connect()
+        connection.connect()
     assert "\n" not in str(raised.value) and "secret" not in str(raised.value)
     assert time.monotonic() - start < 30  # MLflow alone would try for minutes
 
@@ -142,7 +142,7 @@ def test_the_own_database_that_cannot_be_opened_is_one_sentence(project):
     (project / ".glance").mkdir()
     (project / ".glance/mlflow.db").write_text("no database " * 100)
     with pytest.raises(ConnectionError, match=r"mlflow.db cannot be opened \(.*\): restore it, or move it away"):
-        tracking.connect()
+        connection.connect()
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def tables(tmp_path_factory):
     root = tmp_path_factory.mktemp("tables")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(root))
-        tracking.connect(f"sqlite:///{root}/mlflow.db")
+        connection.connect(f"sqlite:///{root}/mlflow.db")
     return root / "mlflow.db"
 
 
@@ -160,14 +160,14 @@ def store(project, tables):
     """The project's store, without an experiment yet."""
     (project / ".glance").mkdir()
     shutil.copy(tables, project / ".glance/mlflow.db")
-    return tracking.connect()
+    return connection.connect()
 
 
 def log(store, project):
     """Writes a file into a new run of the experiment `name`."""
     (project / "table.csv").write_text("a,b\n")
-    with store.run(store.experiment("name"), "run") as run_id:
-        store.log_files(run_id, {project / "table.csv": "."})
+    with store.runs.open(store.experiments.open("name"), "run") as run_id:
+        store.runs.log_files(run_id, {project / "table.csv": "."})
 
 
 def test_the_tables_of_another_mlflow_are_one_sentence(project, tables):
@@ -176,48 +176,48 @@ def test_the_tables_of_another_mlflow_are_one_sentence(project, tables):
         with closing(sqlite3.connect(newer)) as database, database:
             database.execute(statement)
         with pytest.raises(ConnectionError, match="newer.db belong to another MLflow than the installed 3.*: install "):
-            tracking.connect(f"sqlite:///newer.db?{statement[:4]}=1")  # MLflow remembers a database by its URI
+            connection.connect(f"sqlite:///newer.db?{statement[:4]}=1")  # MLflow remembers a database by its URI
 
 
 def test_a_probe_leaves_nothing(store, project):
-    store.probe("name")
+    store.experiments.probe("name")
     log(store, project)
     before = sorted(project.rglob("*"))
-    store.probe("name")
+    store.experiments.probe("name")
     assert sorted(project.rglob("*")) == before
 
 
 def test_a_database_that_cannot_be_written_is_one_sentence(store, project, monkeypatch):
-    monkeypatch.setattr(tracking, "BUSY_S", 0.1)
+    monkeypatch.setattr(experiments, "BUSY_S", 0.1)
     with closing(sqlite3.connect(project / ".glance/mlflow.db", isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
-        for needs_it in (store.probe, store.experiment):
+        for needs_it in (store.experiments.probe, store.experiments.open):
             with pytest.raises(ConnectionError, match=r"mlflow.db cannot be written \(database is locked\): let this"):
                 needs_it("name")
 
 
 def test_an_artifact_store_whose_library_is_not_installed_is_one_sentence(store, project):
-    store._client.create_experiment("name", artifact_location="s3://bucket/runs")
-    for needs_it in (lambda: store.probe("name"), lambda: log(store, project)):
+    store.client.create_experiment("name", artifact_location="s3://bucket/runs")
+    for needs_it in (lambda: store.experiments.probe("name"), lambda: log(store, project)):
         with pytest.raises(ConnectionError, match="^the artifact store s3://bucket/.* needs the Python package boto3"):
             needs_it()
 
 
 def test_an_artifact_folder_that_cannot_be_written_or_read_is_one_sentence(store, project):
     (project / ".glance/mlartifacts").write_text("in the way")
-    for needs_it in (lambda: store.probe("name"), lambda: log(store, project)):
+    for needs_it in (lambda: store.experiments.probe("name"), lambda: log(store, project)):
         with pytest.raises(ConnectionError, match=r"^the artifact store /.*/mlartifacts.* cannot be written \(.*\): "):
             needs_it()
     (project / "lost.json").symlink_to("nowhere")
     with pytest.raises(ConnectionError, match=r"^the artifact store /.*my project cannot be read \(.*\): let this"):
-        store.files(project.as_uri())
+        store.versions.files(project.as_uri())
 
 
 def test_a_download_that_fails_says_why(store, project):
     (project / "bundle").mkdir()
     (project / "bundle/a.json").symlink_to("/etc/hostname")
     with pytest.raises(ConnectionError, match=r"bundle cannot be read \(Invalid path: .*outside the artifact dir"):
-        store.download((project / "bundle").as_uri(), project)
+        store.versions.download((project / "bundle").as_uri(), project)
 
 
 def test_a_full_disk_stays_a_full_disk(store, project, monkeypatch):
@@ -231,25 +231,25 @@ def test_a_full_disk_stays_a_full_disk(store, project, monkeypatch):
 
 
 def test_files_are_not_kept_in_a_folder_of_another_machine(store):
-    store._client.create_experiment("name", artifact_location="/srv/of-a-server/mlruns/1")
-    for needs_it in (store.probe, store.experiment):
+    store.client.create_experiment("name", artifact_location="/srv/of-a-server/mlruns/1")
+    for needs_it in (store.experiments.probe, store.experiments.open):
         with pytest.raises(ConnectionError, match="keeps its files in /srv/of-a-server/mlruns/1, which is not on this"):
             needs_it("name")
     assert not Path("/srv/of-a-server").exists()
 
 
 def test_the_lock_may_be_entered_twice_by_one_process():
-    with tracking.locked(), tracking.locked():
+    with lock.locked(), lock.locked():
         pass
 
 
 def test_a_lock_that_stays_taken_is_one_sentence(project, monkeypatch):
-    monkeypatch.setattr(tracking, "LOCK_S", 0.2)
+    monkeypatch.setattr(lock, "LOCK_S", 0.2)
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline.registry import tracking
-with tracking.locked():
+from pipeline.registry.lock import locked
+with locked():
     print("taken", flush=True)
     sys.stdin.read()
 """
@@ -257,19 +257,21 @@ with tracking.locked():
     try:
         assert other.stdout.readline() == "taken\n"
         with pytest.raises(TimeoutError, match=r"mlflow.lock is held by another registration for more than 0.2 s"):
-            with tracking.locked():
+            with lock.locked():
                 pass
     finally:
         other.communicate()
 
 
 def test_mlflow_is_imported_on_connection_only():
-    modules = "pipeline.registry.tracking, pipeline.registry.registry"
-    program = f"import sys, {modules}; print({{'mlflow', 'torch'}} & set(sys.modules))"
+    modules = [f"pipeline.registry.{file.stem}" for file in ROOT.glob("pipeline/registry/[a-z]*.py")]
+    program = f"import sys, {', '.join(modules)}; print({{'mlflow', 'torch'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True) == "set()\n"
 
 
-def test_no_other_module_imports_mlflow():
+def test_these_modules_alone_import_mlflow():
     modules = [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")]
     words = ("import mlflow", "from mlflow")
-    assert [path.name for path in modules if any(word in path.read_text() for word in words)] == ["tracking.py"]
+    found = {path for path in modules if any(word in path.read_text() for word in words)}
+    names = ("artifact_store", "connection", "refusals", "runs", "versions")
+    assert found == {ROOT / "pipeline" / "registry" / f"{name}.py" for name in names}
