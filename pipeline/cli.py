@@ -170,9 +170,10 @@ def generate(
     folder = _bundle(bundle)
 
     from pipeline import backbones, image_files
-    from pipeline.bundle import export, generating
+    from pipeline.bundle import generating
+    from pipeline.bundle.manifest import Bundle
 
-    loaded = export.Bundle.load(folder)
+    loaded = Bundle.load(folder)
     one_file = out.suffix == ".png"
     tiles = image_files.Grid(len(texts), loaded.height, loaded.width) if one_file or grid else None
     base = Path(teacher or loaded.base_model)

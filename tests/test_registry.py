@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import diagnosis, params
-from pipeline.bundle.export import bundle_digest
+from pipeline.bundle.manifest import bundle_digest
 from pipeline.registry import registry, tracking
 from tests.conftest import slow
 from tests.published import ROOT, write_bundle, write_evaluation, write_project

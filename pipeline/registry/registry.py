@@ -158,7 +158,7 @@ def pull(reference: str, target: Path | None = None) -> Path:
             `target` holds something else.
         ConnectionError: There is no such version, or the server is down.
     """
-    from pipeline.bundle.export import bundle_digest
+    from pipeline.bundle.manifest import bundle_digest
 
     parse(reference)
     store = tracking.connect()
@@ -253,7 +253,7 @@ def _digest(version: Version) -> str:
 
 def _download(store: Store, owner: str, source: str, digest: str, folder: Path) -> None:
     """Copies the files at a version's source into an empty folder; raises ValueError if they are not the digest's."""
-    from pipeline.bundle.export import bundle_digest
+    from pipeline.bundle.manifest import bundle_digest
 
     names = store.files(source)
     if not names:
@@ -273,7 +273,7 @@ def _download(store: Store, owner: str, source: str, digest: str, folder: Path) 
 
 
 def _verified_digest(bundle: Path) -> str:
-    from pipeline.bundle.export import Bundle, bundle_digest
+    from pipeline.bundle.manifest import Bundle, bundle_digest
 
     Bundle.load(bundle)
     check_files(str(bundle), _names(bundle))
