@@ -193,6 +193,7 @@ def test_promote_below_the_threshold_needs_force(project):
     "command",
     [
         *(["ablate", "rank"], ["ablations"], ["doctor"], ["evaluate", "artifacts/bundle"], ["fetch"], ["register"]),
+        ["export", "--format", "fused", "out"],
         *(["generate", "a star"], ["generate", "a star", "--bundle", f"models:/{NAME}@candidate"], ["preset", "tiny"]),
         *(["import", "a", "b"], ["promote"], ["pull", f"models:/{NAME}@candidate"]),
     ],

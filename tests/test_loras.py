@@ -23,6 +23,7 @@ from pipeline.adapters import switching
 from pipeline.backbones import hub, quantization
 from pipeline.backbones.teacher import Teacher
 from pipeline.bundle import generating
+from pipeline.bundle.formats import export
 from pipeline.bundle.manifest import Bundle
 from pipeline.bundle.write import bundle as write_bundle
 from pipeline.cli import main
@@ -285,6 +286,18 @@ def test_the_models_card_makes_the_image_of_generate(styled, teachers):
     assert (ours.int() - stock.int()).abs().max() <= 1
     bare = generating.generate(backbones.load(teachers["flux"], "cpu"), styled, ["a red star"], [0])[0]
     assert (bare.int() - stock.int()).abs().max() > 1
+
+
+def test_the_fused_format_has_the_loras_in_its_weights(styled, teachers, here):
+    export("fused", styled.folder, here / "out")
+    backbone = backbones.load(Teacher(path=teachers["flux"], loras=styled.loras), "cpu", ("transformer",))
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    bare, slow = load_file(teachers["flux"] / weights), load_file(here / "out/slow" / weights)
+    changed = {name for name, weight in slow.items() if not torch.equal(weight, bare[name])}
+    assert changed == {"proj_out.weight", f"{MODULE['flux']}.weight"}
+    assert torch.equal(slow["proj_out.weight"], backbone.transformer.proj_out.weight)
+    delta = adapters.delta(styled.states()["slow"], MODULE["flux"])
+    torch.testing.assert_close(slow[f"{MODULE['flux']}.weight"] - bare[f"{MODULE['flux']}.weight"], delta)
 
 
 def glance(*arguments):

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipeline import adapters
+from pipeline import adapters, backbones
 from pipeline.artifacts import folder_digest, read_json
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.teacher import Teacher
@@ -133,6 +133,23 @@ class Bundle:
         return Teacher(
             path=Path(path or self.base_model), dtype=self.dtype, quantization=quantization, loras=self.loras
         )
+
+    def check_base(self, path: str | Path | None = None) -> None:
+        """Refuses a folder that does not hold the model that the adapters belong to.
+
+        Args:
+            path: The folder; None = the one that the manifest names.
+
+        Raises:
+            ValueError: The folder is missing or holds another model, or a LoRA that is fused into the model is missing.
+            FileNotFoundError: The folder holds no transformer.
+        """
+        path = Path(path or self.base_model)
+        if not path.exists():
+            raise ValueError(f"the base model {path} is not here: go to the project's root, or name it with --teacher")
+        digest = backbones.digest(path, self.loras)
+        if digest != self.base_digest:
+            raise ValueError(f"{self.folder} was made for another model than {path}: {self.base_digest}, not {digest}")
 
     def plan(self, backbone: Backbone) -> StepPlan:
         """What the model is told, how far the latents move and which adapter acts in each of the K steps."""
