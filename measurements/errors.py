@@ -21,7 +21,7 @@ from pipeline import artifacts, backbones
 from pipeline.adapters import switching
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone
-from pipeline.bundle.export import Bundle
+from pipeline.bundle.manifest import Bundle
 from pipeline.evaluation.scores import frechet, metrics
 from pipeline.flow import schedule
 from pipeline.flow.guidance import Velocity

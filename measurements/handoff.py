@@ -24,7 +24,7 @@ from pipeline import adapters, backbones, params
 from pipeline.adapters import switching
 from pipeline.backbones import base
 from pipeline.backbones.teacher import Teacher
-from pipeline.bundle.export import Bundle
+from pipeline.bundle.manifest import Bundle
 from pipeline.flow.sampling import StepPlan, fixed_plan, sample_plan
 from pipeline.partition import compute, two_phase_plan
 

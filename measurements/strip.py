@@ -18,8 +18,8 @@ from measurements.gpu import ROOT
 from pipeline import artifacts, backbones, params
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone
-from pipeline.bundle import export
-from pipeline.bundle.export import Bundle
+from pipeline.bundle import generating
+from pipeline.bundle.manifest import Bundle
 from pipeline.evaluation.pictures import INK, PAPER
 from pipeline.evaluation.scores import exam
 from pipeline.flow import schedule
@@ -92,7 +92,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def teacher_images(backbone: Backbone, bundle: Bundle, captions: list[str], seeds: list[int]) -> np.ndarray:
-    """The teacher's images, uint8 (N, H, W, 3), from the noise that `export.generate` gives the student."""
+    """The teacher's images, uint8 (N, H, W, 3), from the noise that `generating.generate` gives the student."""
     guidance, grid = bundle.guidance, backbone.grid(bundle.height, bundle.width)
     positive = backbone.encode(captions, bundle.max_sequence_length)
     negative = backbone.encode([guidance.negative_prompt], bundle.max_sequence_length)
@@ -129,7 +129,7 @@ def main(project: Path, out: Path) -> None:
     with torch.inference_mode():
         made = {
             "teacher": teacher_images(backbone, bundle, captions, seeds),
-            "student": export.generate(backbone, bundle, captions, seeds).numpy(),
+            "student": generating.generate(backbone, bundle, captions, seeds).numpy(),
         }
     lines = [
         Line(name.capitalize(), measured[name]["nfe"], times[name]["latency_ms_batch1"], images)

@@ -1,4 +1,4 @@
-"""`glance`: generate with a bundle; evaluate, register, promote, pull or diagnose one; run the ablations.
+"""`glance`: generate with a bundle; import, export, evaluate, register, promote or pull one; run the ablations.
 
 Torch and MLflow are imported by the commands that need them, so that `glance --help` answers at once.
 """
@@ -22,7 +22,8 @@ from pipeline import artifacts, out_of_memory
 from pipeline.console import progress, sentence, sentences, set_threads
 
 LAST_SEED = 2**63 - 1  # torch takes twice as many, so that seed + i fits
-ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # read no params.yaml; the doctor says what is wrong
+ANYWHERE = ("generate", "assemble", "export", "pull", "clean", "doctor")
+"""Commands that read no params.yaml, or, as the doctor, say what is wrong."""
 
 OF_ROOT = ("params.yaml", "dvc.yaml")  # the files that show a project's root
 
@@ -170,17 +171,13 @@ def generate(
     folder = _bundle(bundle)
 
     from pipeline import backbones, image_files
-    from pipeline.bundle import export, generating
+    from pipeline.bundle import generating
+    from pipeline.bundle.manifest import Bundle
 
-    loaded = export.Bundle.load(folder)
+    loaded = Bundle.load(folder)
     one_file = out.suffix == ".png"
     tiles = image_files.Grid(len(texts), loaded.height, loaded.width) if one_file or grid else None
-    base = Path(teacher or loaded.base_model)
-    if not base.exists():
-        raise ValueError(f"the base model {base} is not here: go to the project's root, or name it with --teacher")
-    digest = backbones.digest(base, loaded.loras)
-    if digest != loaded.base_digest:
-        raise ValueError(f"{bundle} was made for another model than {base}: {loaded.base_digest}, not {digest}")
+    loaded.check_base(teacher)
     origin = generating.Origin.of(loaded, quantization)
     files = [] if one_file else [out / name for name in image_files.names(texts)]
     kept = generating.finished(origin, texts, seed, files) if resume else set()
@@ -188,7 +185,7 @@ def generate(
     saving: int | None = None  # a stop can come between the last byte of a file and the note that it is there
     try:
         if len(kept) < len(texts):
-            backbone = backbones.load(loaded.base(base, quantization), device, offload=offload)
+            backbone = backbones.load(loaded.base(teacher, quantization), device, offload=offload)
             if compiled:
                 backbone.compile()
             with progress(total=len(texts) - len(kept), what="generating", unit="image") as bar:
@@ -313,6 +310,42 @@ def import_pair(
     files, steps = {"slow": slow, "fast": fast}, {"slow": slow_steps, "fast": fast_steps}
     made = importing.bundle(files, params.load(), out, rule, steps, strength, path)
     click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
+
+
+class _WithFormats(click.Command):
+    """A command whose help ends with the table of formats."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes a line per format."""
+        from pipeline.bundle.formats import FORMATS
+
+        with formatter.section("Formats"):
+            formatter.write_dl([(one.name, one.description) for one in FORMATS.values()])
+
+
+@main.command(cls=_WithFormats)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "name", required=True, help="What to write: a name of the table below.")
+@click.option(
+    "--bundle",
+    default=artifacts.BUNDLE.as_posix(),
+    show_default=True,
+    help="A bundle's folder, models:/name@alias or models:/name/version.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    help="The base model's folder  [default: the one that the bundle names]",
+)
+@one_sentence
+def export(out: Path, name: str, bundle: str, teacher: Path | None) -> None:
+    """Write a bundle for other tools into OUT, a folder to make: whole or not at all. The bundle is only read."""
+    folder = _bundle(bundle)
+
+    from pipeline.bundle import formats
+
+    for file in formats.export(name, folder, out, base=teacher):
+        _show(file)
 
 
 @main.command()

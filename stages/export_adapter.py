@@ -1,7 +1,7 @@
 """Writes the pair as a bundle that stock diffusers loads."""
 
 from pipeline import artifacts
-from pipeline.bundle import export
+from pipeline.bundle import write
 from pipeline.params import Params
 from pipeline.partition import Partition
 from stages import stage_command
@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     partition = Partition.from_json(artifacts.read_json(artifacts.PARTITION))
     adapters = {"slow": artifacts.TRAIN_SLOW, "fast": artifacts.TRAIN_FAST}
     with artifacts.atomic_dir(artifacts.BUNDLE) as folder:
-        export.write(folder, adapters, partition, params.teacher, params.student)
+        write.bundle(folder, adapters, partition, params.teacher, params.student)
 
 
 if __name__ == "__main__":

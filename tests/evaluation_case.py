@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import adapters, artifacts, backbones, params, partition
-from pipeline.bundle import export
+from pipeline.bundle import write
 from pipeline.evaluation import generation, inputs
 from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.inputs import Inputs
@@ -64,7 +64,7 @@ def make_artifacts(settings: Params) -> None:
     if jobs:
         rows = "".join(f"{name},{i},{2 / (i + 1)},0.001\n" for name in jobs for i in range(10))
         (artifacts.TRAIN_CONTROLS / "history.csv").write_text("arm,train_step,loss,learning_rate\n" + rows)
-    export.write(artifacts.BUNDLE, pair, split, settings.teacher, settings.student)
+    write.bundle(artifacts.BUNDLE, pair, split, settings.teacher, settings.student)
 
 
 def _adapters(backbone, settings: Params, folders: Iterable[tuple[str, Path]]) -> None:

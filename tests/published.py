@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.bundle.export import bundle_digest
+from pipeline.bundle.manifest import bundle_digest
 
 ROOT = Path(__file__).parent.parent
 LOCK = """\

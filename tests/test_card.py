@@ -1,5 +1,38 @@
+"""The model card: its lines make the image of `generate`, and it claims no stock call that would not."""
+
+import re
+
+import numpy as np
+import pytest
+
+from pipeline import backbones
 from pipeline.bundle import card
+from pipeline.bundle.generating import generate
+from tests.pairs import difference, make_pair
 from tests.test_loras import HUB
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+def test_the_models_card_runs(pair, monkeypatch):
+    text = (pair.bundle.folder / "README.md").read_text()
+    assert "license: unknown" in text
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    monkeypatch.chdir(pair.bundle.folder)
+    scope = {}
+    exec(code, scope)
+    images = generate(pair.recorded.backbone(backbones.PARTS), pair.bundle, ["a red star"], [0])
+    assert difference(images[0], np.asarray(scope["image"])) <= 1
+
+
+def test_the_card_of_an_official_bundle_claims_no_stock_call(pair, tmp_path):
+    official = pair.written(tmp_path / "official", path="official")
+    text = (official.folder / "README.md").read_text()
+    assert "```python" not in text and "sigmas=[" not in text and "$" not in text
+    assert 'glance generate "a red star" --bundle .' in text and "A stock pipeline does not do that" in text
 
 
 def test_the_licence_is_the_teachers(tmp_path):

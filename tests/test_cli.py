@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline import backbones, cli
 from pipeline.artifacts import dvc_root
-from pipeline.bundle.export import Bundle, bundle_digest
-from pipeline.bundle.export import generate as reference
+from pipeline.bundle.generating import generate as reference
+from pipeline.bundle.manifest import Bundle, bundle_digest
 from pipeline.registry import connection
 from tests.published import ROOT, write_bundle, write_evaluation, write_project
 from tests.tiny import make_tiny_flux
@@ -147,7 +147,7 @@ def test_generate_without_memory_says_what_to_change(project, monkeypatch, optio
 
     load = backbones.load
     monkeypatch.setattr(backbones, "load", lambda teacher, *a, **_: load(teacher.path, *a))
-    monkeypatch.setattr("pipeline.bundle.export.generate", fails)
+    monkeypatch.setattr("pipeline.bundle.generating.generate", fails)
     line = refused("generate", "a star", *options)
     assert line.endswith(f"Error: out of memory, the GPU is too small: {fix}"), line
     assert not Path("images").exists()
@@ -165,7 +165,7 @@ def test_generate_says_when_it_cannot_compile(project, monkeypatch):
     def fails(*_):
         raise torch._inductor.exc.InvalidCxxCompiler
 
-    monkeypatch.setattr("pipeline.bundle.export.generate", fails)
+    monkeypatch.setattr("pipeline.bundle.generating.generate", fails)
     assert "--compile needs a C++ compiler" in refused("generate", "a star", "--compile")
 
 
@@ -193,6 +193,7 @@ def test_promote_below_the_threshold_needs_force(project):
     "command",
     [
         *(["ablate", "rank"], ["ablations"], ["doctor"], ["evaluate", "artifacts/bundle"], ["fetch"], ["register"]),
+        ["export", "--format", "fused", "out"],
         *(["generate", "a star"], ["generate", "a star", "--bundle", f"models:/{NAME}@candidate"], ["preset", "tiny"]),
         *(["import", "a", "b"], ["promote"], ["pull", f"models:/{NAME}@candidate"]),
     ],

@@ -118,6 +118,14 @@ def test_a_stage_depends_on_the_code_that_can_change_its_bytes_and_on_no_other(s
     assert listed & {FAMILY, "pipeline/families"} or "${teacher.path}" not in STAGES[stage]["deps"]
 
 
+def test_a_new_format_makes_no_stage_stale():
+    """A format is for other tools: neither a stage's code nor the folders that it depends on reach one."""
+    folder = "pipeline/bundle/formats"
+    for stage, content in STAGES.items():
+        assert not [dep for dep in content["deps"] if covers(dep, f"{folder}/new.py")]
+        assert not [file for file in closure(ROOT / "stages" / f"{stage}.py") if covers(folder, file)]
+
+
 def test_what_no_stage_depends_on_is_there():
     assert not [file for file in LEFT_OUT if not (ROOT / file).is_file()]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import artifacts, backbones, image_archives
-from pipeline.bundle import export
+from pipeline.bundle import generating
 from pipeline.evaluation import generation, inputs, sampler, samples
 from pipeline.evaluation.images import INDEX, ImageSet
 from pipeline.evaluation.report import histories
@@ -43,7 +43,7 @@ def arm(given, name):
 def test_the_student_makes_the_images_of_generate(given):
     made = given.sampler.images(arm(given, "student"), SHARD)
     given.sampler.weights.hold(())
-    expected = export.generate(given.sampler.backbone, given.bundle, list(SHARD.prompts), list(SHARD.seeds))
+    expected = generating.generate(given.sampler.backbone, given.bundle, list(SHARD.prompts), list(SHARD.seeds))
     np.testing.assert_array_equal(made, expected.numpy())
 
 

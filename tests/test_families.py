@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline import backbones
-from pipeline.bundle import export
+from pipeline.bundle.manifest import Bundle
 from tests.conftest import make_project, slow
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 
@@ -51,7 +51,7 @@ def write_style(path):
 
 def test_the_exported_pair_makes_the_same_image_in_the_stock_pipeline(run):
     family, project = run
-    bundle = export.Bundle.load(project.folder / "artifacts" / "bundle")
+    bundle = Bundle.load(project.folder / "artifacts" / "bundle")
     assert bundle.family == family
     assert bool(bundle.loras) == (family == "z_image")
     teacher = project.folder / "artifacts" / "teacher"
@@ -64,7 +64,7 @@ def test_the_exported_pair_makes_the_same_image_in_the_stock_pipeline(run):
         pipe.load_lora_weights(project.folder / lora.path.parent, weight_name=lora.path.name)
         pipe.fuse_lora(components=["transformer"], lora_scale=lora.weight)
         pipe.unload_lora_weights()
-    for phase in export.PHASES:
+    for phase in bundle.phases:
         pipe.load_lora_weights(bundle.folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
     states = bundle.states()
     for phase, state in states.items():

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline import backbones, cli, image_files
-from pipeline.bundle import export, generating
-from pipeline.bundle.export import Bundle
+from pipeline.bundle import generating
+from pipeline.bundle.manifest import Bundle, bundle_digest
 from tests.published import ROOT, write_bundle
 from tests.tiny import make_tiny_flux
 
@@ -78,8 +78,8 @@ def inodes(folder):
 
 
 def fail_at(monkeypatch, call, error):
-    """Makes one call of `export.generate` fail; the list gets the prompts of every call."""
-    calls, whole = [], export.generate
+    """Makes one call of `generating.generate` fail; the list gets the prompts of every call."""
+    calls, whole = [], generating.generate
 
     def generate(backbone, bundle, prompts, seeds):
         calls.append(prompts)
@@ -87,16 +87,16 @@ def fail_at(monkeypatch, call, error):
             raise error
         return whole(backbone, bundle, prompts, seeds)
 
-    monkeypatch.setattr(export, "generate", generate)
+    monkeypatch.setattr(generating, "generate", generate)
     return calls
 
 
-def test_images_come_batch_by_batch_with_the_pixels_of_export(project, backbone):
+def test_images_come_batch_by_batch_with_the_pixels_of_one_batch(project, backbone):
     bundle = Bundle.load("artifacts/bundle")
     made = generating.images(backbone, bundle, PROMPTS, seed=5, batch=2)
     for first in (0, 2, 4):
         part = PROMPTS[first : first + 2]
-        expected = export.generate(backbone, bundle, part, list(range(5 + first, 5 + first + len(part))))
+        expected = generating.generate(backbone, bundle, part, list(range(5 + first, 5 + first + len(part))))
         for number, image in enumerate(expected.numpy(), start=first):
             got = next(made)
             assert got[0] == number
@@ -127,7 +127,7 @@ def test_a_picture_says_what_it_is_made_of(project):
     assert json.loads(texts["glance"]) == {
         "prompt": "a caf\u00e9",
         "seed": 10,
-        "bundle": export.bundle_digest("artifacts/bundle"),
+        "bundle": bundle_digest("artifacts/bundle"),
         "base": backbones.digest("artifacts/teacher"),
         "model": "teacher",
         "quantization": "none",
@@ -143,7 +143,7 @@ def test_a_picture_says_what_it_is_made_of(project):
     }
     assert texts["parameters"] == (
         "a caf\u00e9\nSteps: 2, Sampler: Euler, CFG scale: 1.0, Distilled CFG Scale: 3.5, Seed: 10, Size: 64x64, "
-        f"Model: teacher, Glance bundle: {export.bundle_digest('artifacts/bundle')[7:19]}"
+        f"Model: teacher, Glance bundle: {bundle_digest('artifacts/bundle')[7:19]}"
     )
     assert Image.open("images/004.png").text["parameters"].startswith("\u661f\nSteps: 2")
     first = contents("images")

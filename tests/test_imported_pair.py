@@ -12,9 +12,11 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import artifacts, cli
-from pipeline.bundle import export
+from pipeline.bundle import generating
+from pipeline.bundle.manifest import bundle_digest
 from pipeline.evaluation import inputs
 from pipeline.evaluation.samples import Shard
+from pipeline.partition import PHASES
 from pipeline.registry import connection
 from pipeline.registry.registering import UNKNOWN
 from pipeline.scenes import checker
@@ -66,7 +68,7 @@ def workplace(tmp_path_factory):
             patch.delenv(name)
         settings = write_params()
         make_tiny_flux(settings.teacher.path)
-        for seed, phase in enumerate(export.PHASES):
+        for seed, phase in enumerate(PHASES):
             write(Path(f"{phase}.safetensors"), diffusers_keys(MODULE["flux"]), seed=seed)
         done(*IMPORT, "--path", "official", "--out", "theirs")
         yield settings
@@ -85,7 +87,7 @@ def evaluated(workplace):
 def test_the_evaluation_is_whole_and_of_this_pair(evaluated):
     assert {path.name for path in evaluated.iterdir()} == OUTPUTS
     metrics = artifacts.read_json(evaluated / "metrics.json")
-    assert metrics["bundle_digest"] == export.bundle_digest("theirs")
+    assert metrics["bundle_digest"] == bundle_digest("theirs")
     assert not {"single", "official"} & metrics["arms"].keys(), "there are no controls"
     assert metrics["arms"]["student"]["nfe"] == 4 and metrics["arms"]["student"]["retention"] == 1
     page = (evaluated / "report.html").read_text()
@@ -102,7 +104,7 @@ def test_the_students_images_are_those_of_generate(workplace):
     assert sum(student.plan.d_sigmas) < -1.01
     made = one.sampler.images(student, Shard(("a red star",), (3,)))
     one.sampler.weights.hold(())
-    expected = export.generate(one.sampler.backbone, one.bundle, ["a red star"], [3])
+    expected = generating.generate(one.sampler.backbone, one.bundle, ["a red star"], [3])
     np.testing.assert_array_equal(made, expected.numpy())
 
 
@@ -114,7 +116,7 @@ def test_an_imported_pair_is_registered_once_promoted_and_generated_from(evaluat
 
     store = connection.connect()
     version = store.versions.by_alias(NAME, "candidate")
-    assert version.tags["retention"] == "1.0" and version.tags["bundle_digest"] == export.bundle_digest("theirs")
+    assert version.tags["retention"] == "1.0" and version.tags["bundle_digest"] == bundle_digest("theirs")
     run = store.client.get_run(version.run_id)
     assert run.data.tags["provenance"] == version.tags["provenance"] == UNKNOWN
     assert not {"git_revision", "dvc_experiment"} & (run.data.tags.keys() | version.tags.keys())

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import backbones
 from pipeline.adapters import lora_files
-from pipeline.bundle import export, importing
+from pipeline.bundle import generating, importing
+from pipeline.bundle.manifest import Bundle
 from pipeline.cli import main
 from tests.recorded import small_params
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image
@@ -73,13 +74,13 @@ def test_the_bundle_is_loaded_by_stock_code_and_generates(teachers, tmp_path, pa
     bundle = importing.bundle(files, params, tmp_path / "bundle", "uniform", STEPS, strength=0.5)
     assert bundle.rank == 3 and len(bundle.steps) == 4
     pipe = DiffusionPipeline.from_pretrained(teachers["flux"])
-    for phase in export.PHASES:
+    for phase in bundle.phases:
         pipe.load_lora_weights(bundle.folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
     layer = pipe.transformer.get_submodule(MODULE["flux"])
     for phase, (rank, seed, scale) in {"slow": (2, 0, 2.0), "fast": (3, 1, 1.0)}.items():
         a, b = matrices(rank, seed)
         torch.testing.assert_close(layer.get_delta_weight(phase), 0.5 * scale * b @ a, rtol=1e-5, atol=1e-5)
-    images = export.generate(backbones.load(teachers["flux"], "cpu"), bundle, ["a star"], [0])
+    images = generating.generate(backbones.load(teachers["flux"], "cpu"), bundle, ["a star"], [0])
     assert images.shape == (1, 64, 64, 3)
 
 
@@ -172,9 +173,9 @@ def test_the_command_imports_a_pair(tmp_path, monkeypatch, teachers):
     file = str(write(tmp_path / "x.safetensors", diffusers_keys(MODULE["flux"])))
     result = CliRunner().invoke(main, ["import", file, file, "--out", "pair", "--path", "official"])
     assert result.exit_code == 0, result.output
-    assert export.Bundle.load(tmp_path / "pair").path == "official"
+    assert Bundle.load(tmp_path / "pair").path == "official"
     assert "pair: 10 steps, rank 2" in result.output
     official = (1, 0.96, 0.92, 0.88, 0.84, 0.8, 0.6, 0.4, 0.2, 0.02)
-    assert export.Bundle.load(tmp_path / "pair").u == pytest.approx(official)
+    assert Bundle.load(tmp_path / "pair").u == pytest.approx(official)
     again = CliRunner().invoke(main, ["import", file, file, "--out", "pair"])
     assert again.exit_code == 1 and "--out must not be there yet, got pair" in again.output

@@ -18,13 +18,16 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import adapters, backbones, diagnosis, params, styles
+from pipeline import adapters, artifacts, backbones, diagnosis, params, styles
 from pipeline.adapters import switching
 from pipeline.backbones import hub, quantization
 from pipeline.backbones.teacher import Teacher
-from pipeline.bundle import export
+from pipeline.bundle import generating
+from pipeline.bundle.formats import export
+from pipeline.bundle.manifest import Bundle
+from pipeline.bundle.write import bundle as write_bundle
 from pipeline.cli import main
-from pipeline.partition import compute
+from pipeline.partition import PHASES, compute
 from pipeline.styles import Lora
 from tests.recorded import ROOT, small_params
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
@@ -246,15 +249,15 @@ def styled(teachers, here):
     shipped = small_params(teachers["flux"])
     teacher = replace(shipped.teacher, loras=(Lora("a.safetensors", 0.5),))
     path = compute(shipped, backbones.load(teacher.path, "cpu", ()).schedule(64, 64))
-    for seed, phase in enumerate(export.PHASES):
+    for seed, phase in enumerate(PHASES):
         generator = torch.Generator().manual_seed(seed)
         state = {
             f"{MODULE['flux']}.lora_A.weight": torch.randn(4, 32, generator=generator),
             f"{MODULE['flux']}.lora_B.weight": torch.randn(32, 4, generator=generator),
         }
         adapters.save(here / phase, state, LoraConfig(r=4, lora_alpha=4, target_modules=adapters.adapted(state)))
-    folders = {phase: here / phase for phase in export.PHASES}
-    return export.write(here / "bundle", folders, path, teacher, shipped.student)
+    folders = {phase: here / phase for phase in PHASES}
+    return write_bundle(here / "bundle", folders, path, teacher, shipped.student)
 
 
 def test_the_manifest_pins_the_loras_and_an_older_one_has_none(styled, teachers):
@@ -264,11 +267,11 @@ def test_the_manifest_pins_the_loras_and_an_older_one_has_none(styled, teachers)
     manifest = styled.folder / "glance.json"
     content = YAML(typ="safe", pure=True).load(manifest)
     del content["loras"]
-    export.write_json(manifest, content)
-    assert export.Bundle.load(styled.folder).loras == ()
-    export.write_json(manifest, content | {"loras": [{"file": "../a.safetensors", "weight": 1.0}]})
+    artifacts.write_json(manifest, content)
+    assert Bundle.load(styled.folder).loras == ()
+    artifacts.write_json(manifest, content | {"loras": [{"file": "../a.safetensors", "weight": 1.0}]})
     with pytest.raises(ValueError, match="glance.json is not a complete manifest .*under loras/"):
-        export.Bundle.load(styled.folder)
+        Bundle.load(styled.folder)
 
 
 def test_the_models_card_makes_the_image_of_generate(styled, teachers):
@@ -279,10 +282,22 @@ def test_the_models_card_makes_the_image_of_generate(styled, teachers):
     exec(code, scope)
     stock = torch.tensor(list(scope["image"].getdata())).view(64, 64, 3)
     backbone = backbones.load(Teacher(path=teachers["flux"], loras=styled.loras), "cpu")
-    ours = export.generate(backbone, styled, ["a red star"], [0])[0]
+    ours = generating.generate(backbone, styled, ["a red star"], [0])[0]
     assert (ours.int() - stock.int()).abs().max() <= 1
-    bare = export.generate(backbones.load(teachers["flux"], "cpu"), styled, ["a red star"], [0])[0]
+    bare = generating.generate(backbones.load(teachers["flux"], "cpu"), styled, ["a red star"], [0])[0]
     assert (bare.int() - stock.int()).abs().max() > 1
+
+
+def test_the_fused_format_has_the_loras_in_its_weights(styled, teachers, here):
+    export("fused", styled.folder, here / "out")
+    backbone = backbones.load(Teacher(path=teachers["flux"], loras=styled.loras), "cpu", ("transformer",))
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    bare, slow = load_file(teachers["flux"] / weights), load_file(here / "out/slow" / weights)
+    changed = {name for name, weight in slow.items() if not torch.equal(weight, bare[name])}
+    assert changed == {"proj_out.weight", f"{MODULE['flux']}.weight"}
+    assert torch.equal(slow["proj_out.weight"], backbone.transformer.proj_out.weight)
+    delta = adapters.delta(styled.states()["slow"], MODULE["flux"])
+    torch.testing.assert_close(slow[f"{MODULE['flux']}.weight"] - bare[f"{MODULE['flux']}.weight"], delta)
 
 
 def glance(*arguments):

@@ -9,7 +9,8 @@ import torch
 from pipeline import backbones
 from pipeline.adapters import switching
 from pipeline.backbones.stock import StockBackbone
-from pipeline.bundle import export
+from pipeline.bundle import generating
+from pipeline.bundle.manifest import Bundle
 from pipeline.evaluation.samples import Shard
 from pipeline.evaluation.timing import Timing, describe
 from tests.evaluation_case import make_artifacts, read, small_params
@@ -95,11 +96,11 @@ def test_trajectories_are_bitwise_the_same(paths, moves, tmp_path):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_pair_makes_bitwise_the_same_images(paths, moves, tmp_path, fused):
-    bundle = export.Bundle.load(write_bundle(tmp_path / "bundle"))
+    bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
     made = {}
     for offload in (False, True):
         backbone = load(paths["flux"], offload)
-        made[offload] = [export.generate(backbone, bundle, PROMPTS, SEEDS, fused) for _ in range(2)]
+        made[offload] = [generating.generate(backbone, bundle, PROMPTS, SEEDS, fused=fused) for _ in range(2)]
         moves.clear()
         bare = images(backbone)
     assert torch.equal(made[False][0], made[False][1]) and not torch.equal(made[False][0], bare)

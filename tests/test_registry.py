@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import diagnosis, params
-from pipeline.bundle.export import bundle_digest
+from pipeline.bundle.manifest import bundle_digest
 from pipeline.registry import connection
 from pipeline.registry.connection import connect
 from pipeline.registry.promoting import promote

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from measurements import strip
 from pipeline import backbones
-from pipeline.bundle import export
-from pipeline.bundle.export import Bundle
+from pipeline.bundle import generating
+from pipeline.bundle.manifest import Bundle
 from tests.published import write_bundle, write_project
 from tests.tiny import make_tiny_flux
 
@@ -99,6 +99,6 @@ def test_the_teacher_starts_from_the_student_s_noise(tmp_path):
         save_file({key: tensor * (".lora_A." in key) for key, tensor in load_file(file).items()}, file)
     bundle, texts, seeds = Bundle.load(folder), ["a red star", "two hearts"], [7, 8]
     made = strip.teacher_images(backbone, bundle, texts, seeds)
-    student = export.generate(backbone, bundle, texts, seeds).numpy()
+    student = generating.generate(backbone, bundle, texts, seeds).numpy()
     assert made.shape == (2, 64, 64, 3) and (made[0] != made[1]).any()
     assert np.abs(made.astype(int) - student).max() <= 1

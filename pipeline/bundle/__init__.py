@@ -1,1 +1,1 @@
-"""The bundle: a pair of adapters with its manifest, how it is written, imported and used."""
+"""The bundle: a pair of adapters with its manifest, how it is written, imported, used and exported to other formats."""

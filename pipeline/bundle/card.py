@@ -11,7 +11,7 @@ from pipeline.backbones.teacher import DTYPES
 from pipeline.styles import Lora
 
 
-def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], imported: bool) -> str:
+def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], *, imported: bool) -> str:
     """The model card, with the lines that use the bundle; in plain diffusers `guided` is the call's guidance."""
     guidance, slow, fast = manifest["guidance"], manifest["phases"]["slow"], manifest["phases"]["fast"]
     values = dict(

@@ -1,4 +1,4 @@
-"""Images of many prompts, batch by batch, so that each can be shown or written before the next batch begins."""
+"""Generates with a bundle: one batch of images or many, batch by batch, and what a picture says of its origin."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -6,12 +6,49 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from pipeline import image_files
-from pipeline.backbones.base import Backbone
-from pipeline.bundle import export
-from pipeline.bundle.export import Bundle
+from pipeline.adapters import switching
+from pipeline.backbones.base import Backbone, guided
+from pipeline.bundle.manifest import Bundle, bundle_digest
 from pipeline.flow.guidance import forwards
+from pipeline.flow.sampling import sample_plan
+
+
+def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list[int], *, fused: bool = True) -> Tensor:
+    """One image per prompt: K Euler steps, slow's adapter before the handoff and fast's after it.
+
+    Args:
+        backbone: The bundle's base, whole, with the bundle's LoRAs; it is left as it was.
+        bundle: The pair.
+        prompts: B texts.
+        seeds: Of each image's noise, length B.
+        fused: Put each phase's full weights in place (no low-rank path in a forward, a copy of the adapted weights
+            per phase in memory); else run the low-rank products beside the layers.
+
+    Returns:
+        uint8 (B, height, width, 3), on the CPU.
+
+    Raises:
+        ValueError: There are not as many seeds as prompts, or an adapter names a module that the base lacks.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"every prompt needs a seed, got {len(prompts)} prompts and {len(seeds)} seeds")
+    guidance, grid = bundle.guidance, backbone.grid(bundle.height, bundle.width)
+
+    scale = guidance.student_true_cfg_scale
+    conditioning, negative = backbone.encode(prompts, bundle.max_sequence_length), None
+    if forwards(scale) == 2:
+        negative = backbone.encode([guidance.negative_prompt], bundle.max_sequence_length)
+    velocity = guided(
+        backbone, conditioning, negative, guidance_scale=guidance.guidance_scale, true_cfg_scale=scale, grid=grid
+    )
+
+    noise = backbone.noise(seeds, bundle.height, bundle.width)
+    with switching.acting(backbone.transformer, bundle.states(), fused=fused, home=backbone.home) as select:
+        x = sample_plan(velocity, noise, bundle.plan(backbone), select)
+    return backbone.decode(x, bundle.height, bundle.width)
 
 
 def images(
@@ -28,7 +65,7 @@ def images(
     the same to the last bit whether all are made in one run or in two.
 
     Args:
-        backbone: The bundle's base, as `export.generate` takes it.
+        backbone: The bundle's base, as `generate` takes it.
         bundle: The pair.
         prompts: The texts.
         seed: Of the first image's noise.
@@ -39,13 +76,13 @@ def images(
         The prompt's number and its image, uint8 (height, width, 3).
 
     Raises:
-        ValueError: As `export.generate` does.
+        ValueError: As `generate` does.
     """
     for first in range(0, len(prompts), batch):
         numbers = range(first, min(first + batch, len(prompts)))
         if all(number in skip for number in numbers):
             continue
-        made = export.generate(
+        made = generate(
             backbone, bundle, [prompts[number] for number in numbers], [seed + number for number in numbers]
         )
         for number, image in zip(numbers, made.numpy(), strict=True):
@@ -53,7 +90,7 @@ def images(
                 yield number, image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """What an image is made of beside its prompt and seed."""
 
@@ -81,7 +118,7 @@ class Origin:
         """The origin of what a bundle makes on its own base."""
         guidance, steps = bundle.guidance, len(bundle.steps)
         return cls(
-            bundle=export.bundle_digest(bundle.folder),
+            bundle=bundle_digest(bundle.folder),
             base=bundle.base_digest,
             model=Path(bundle.base_model).name,
             quantization=quantization,

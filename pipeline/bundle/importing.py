@@ -12,7 +12,8 @@ from peft import LoraConfig
 from pipeline import adapters, backbones, partition
 from pipeline.adapters import lora_files
 from pipeline.artifacts import atomic_dir
-from pipeline.bundle import export
+from pipeline.bundle import write
+from pipeline.bundle.manifest import Bundle
 from pipeline.flow import stepping
 from pipeline.params import Params
 
@@ -25,7 +26,7 @@ def bundle(
     steps: Mapping[str, int],
     strength: float = 1.0,
     path: str = "consistent",
-) -> export.Bundle:
+) -> Bundle:
     """Writes a bundle for the teacher of `params`, whole or not at all.
 
     Args:
@@ -59,8 +60,8 @@ def bundle(
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=adapters.adapted(state))
             adapters.save(Path(scratch) / phase, state, config)
         folders = {phase: Path(scratch) / phase for phase in states}
-        export.write(folder, folders, split, params.teacher, params.student, path, imported=True)
-    return export.Bundle.load(out)
+        write.bundle(folder, folders, split, params.teacher, params.student, path=path, imported=True)
+    return Bundle.load(out)
 
 
 def _scaled(state: adapters.State, strength: float) -> adapters.State:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from pipeline import adapters, artifacts, backbones, styles
 from pipeline.backbones.base import Backbone
-from pipeline.bundle.export import MANIFEST, PHASES, Bundle, bundle_digest
+from pipeline.bundle.manifest import MANIFEST, Bundle, bundle_digest
 from pipeline.evaluation import arms
 from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.sampler import Sampler
 from pipeline.evaluation.weights import ArmWeights
 from pipeline.flow.schedule import Schedule
 from pipeline.params import Params
+from pipeline.partition import PHASES
 from pipeline.prompts import load_prompts
 from pipeline.training.rivals import chosen
 
@@ -140,7 +141,7 @@ def read(params: Params, source: Source) -> Inputs:
         )
     _check_alike(params, bundle)
     prompts = load_prompts(settings.prompts_file, settings.prompts, "evaluation", settings.seed, "evaluation")
-    states, files = dict(bundle.states()), {phase: bundle.folder / f"{phase}.safetensors" for phase in PHASES}
+    states, files = dict(bundle.states()), dict(bundle.files)
     for rival in chosen(source.controls).values():
         for name in dict.fromkeys(rival.adapters):
             states[name] = adapters.read(_control(name))[0]

@@ -26,7 +26,7 @@ def pull(reference: str, target: Path | None = None) -> Path:
             `target` holds something else.
         ConnectionError: There is no such version, or the server is down.
     """
-    from pipeline.bundle.export import bundle_digest
+    from pipeline.bundle.manifest import bundle_digest
 
     parse(reference)
     store = connect()

@@ -105,7 +105,7 @@ def register(
 
 
 def _verified_digest(bundle: Path) -> str:
-    from pipeline.bundle.export import Bundle, bundle_digest
+    from pipeline.bundle.manifest import Bundle, bundle_digest
 
     Bundle.load(bundle)
     check_files(str(bundle), bundle)

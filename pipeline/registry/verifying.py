@@ -70,7 +70,7 @@ def download(store: Store, owner: str, source: str, digest: str, folder: Path) -
         ValueError: There are none, a bundle has no such files, or they are not the digest's.
         ConnectionError: The artifact store cannot be read.
     """
-    from pipeline.bundle.export import bundle_digest
+    from pipeline.bundle.manifest import bundle_digest
 
     names = store.versions.files(source)
     if not names:

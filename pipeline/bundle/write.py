@@ -1,0 +1,94 @@
+"""Writes a bundle: both adapters in the keys of diffusers, the manifest and the model card."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from peft import LoraConfig
+
+from pipeline import adapters, backbones
+from pipeline.artifacts import save_safetensors, write_json
+from pipeline.bundle import card
+from pipeline.bundle.manifest import ADAPTER_FILES, CARD, MANIFEST, MANIFEST_FORMAT, Bundle, BundlePhase, Guidance
+from pipeline.flow import stepping
+from pipeline.params import StudentParams, TeacherParams
+from pipeline.partition import Partition
+from pipeline.styles import pinned
+
+
+def bundle(
+    folder: str | Path,
+    trained: Mapping[str, Path],
+    partition: Partition,
+    teacher: TeacherParams,
+    student: StudentParams,
+    *,
+    path: str = "consistent",
+    imported: bool = False,
+) -> Bundle:
+    """Writes a bundle and reads it back.
+
+    Args:
+        folder: Where it goes; `artifacts.atomic_dir` makes it whole.
+        trained: The folder of each phase's adapter, in peft's layout.
+        partition: The student's path.
+        teacher: The base, and how it was run.
+        student: How the student is run.
+        path: How the latents move, one of `stepping.PATHS`.
+        imported: The adapters were trained elsewhere, which the card then says.
+
+    Raises:
+        ValueError: An adapter or a LoRA of the teacher is missing, the adapters have different ranks, or there is no
+            such path.
+    """
+    stepping.check("path", path)
+    folder = Path(folder)
+    read = {phase: adapters.read(trained[phase]) for phase in partition.phases}
+    ranks = {phase: config.r for phase, (_, config) in read.items()}
+    if len(set(ranks.values())) > 1:
+        raise ValueError(f"slow and fast must have the same rank, got {ranks['slow']} and {ranks['fast']}")
+    for phase, (state, _) in read.items():
+        tensors = {adapters.DIFFUSERS_PREFIX + key: tensor for key, tensor in state.items()}
+        save_safetensors(folder / ADAPTER_FILES[phase], tensors, {"format": "pt"})
+    config = read["slow"][1]
+    folded = LoraConfig(
+        r=config.r, lora_alpha=config.r, target_modules=config.target_modules, exclude_modules=config.exclude_modules
+    )
+    folded.base_model_name_or_path = teacher.path
+    adapters.write_config(folder, folded)
+
+    backbone = backbones.load(teacher.path, "cpu", parts=())
+    content = {
+        "format": MANIFEST_FORMAT,
+        "base_model": teacher.path,
+        "base_digest": backbones.digest(teacher.path, teacher.loras),
+        "loras": [asdict(lora) for lora in pinned(teacher.loras)],
+        "family": backbone.family,
+        "u": partition.u,
+        "steps": partition.steps[:-1],
+        "teacher_steps": partition.teacher_steps,
+        "phases": {
+            name: asdict(BundlePhase(steps=phase.steps, u=phase.u, sigmas=phase.sigmas))
+            for name, phase in partition.phases.items()
+        },
+        "handoff": {"step": partition.fast.steps[0], "u": partition.fast.u[0], "sigma": partition.handoff},
+        "height": teacher.height,
+        "width": teacher.width,
+        "max_sequence_length": teacher.max_sequence_length,
+        "dtype": teacher.dtype,
+        "guidance": asdict(
+            Guidance(
+                teacher_true_cfg_scale=teacher.true_cfg_scale,
+                student_true_cfg_scale=student.true_cfg_scale,
+                guidance_scale=teacher.guidance_scale,
+                negative_prompt=teacher.negative_prompt,
+            )
+        ),
+        "base_license": card.license_of(Path(teacher.path) / "README.md"),
+        "rank": config.r,
+        "path": path,
+    }
+    write_json(folder / MANIFEST, content)
+    call = backbone.stock_guidance(student.true_cfg_scale, teacher.guidance_scale, teacher.negative_prompt)
+    (folder / CARD).write_text(card.text(content, call, imported=imported), encoding="utf-8")
+    return Bundle.load(folder)
