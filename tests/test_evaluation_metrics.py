@@ -98,3 +98,15 @@ def test_frechet_distance_of_a_shift_and_a_stretch_is_analytic():
 
 def test_frechet_distance_needs_two_images():
     assert frechet.frechet_distance(np.zeros((1, 3)), np.zeros((5, 3))) is None
+
+
+def test_the_distance_of_two_gaussians_is_that_of_their_formula():
+    """Covariances that do not commute: tr (A B)^1/2 = (tr A B + 2 (det A B)^1/2)^1/2 for 2 x 2."""
+    a, b = np.array([[2.0, 1], [1, 3]]), np.array([[4.0, -1], [-1, 1]])
+    first = frechet.Gaussian(mean=np.array([1.0, 2]), covariance=a)
+    second = frechet.Gaussian(mean=np.array([4.0, -2]), covariance=b)
+    product = a @ b
+    overlap = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
+    expected = 25 + 5 + 5 - 2 * overlap
+    assert frechet.between(first, second) == pytest.approx(expected)
+    assert frechet.between(second, first) == pytest.approx(expected)

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pipeline import artifacts
-from pipeline.benchmarking import distances, manifest, places, values
+from pipeline.benchmarking import comparison, manifest, places, values
 from pipeline.benchmarking.manifest import Manifest
 from pipeline.benchmarking.settings import Settings
 from pipeline.benchmarking.values import Identity
-from pipeline.evaluation.benchmarks import Column, statistics
+from pipeline.evaluation.benchmarks import Column
 from pipeline.evaluation.benchmarks.official import Distance, Metric, OfficialBenchmark, by_prompt
 from pipeline.evaluation.benchmarks.table import find
 
 REFERENCE = "teacher"
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +203,7 @@ def _metric(
     for own in manifests:
         numbers, categories = table[own.arm]
         reference = table[REFERENCE][0] if REFERENCE in table else None
-        compared = compare(metric, numbers, reference, categories, settings)
+        compared = comparison.metric(metric, numbers, reference, categories, settings)
         rows.append(
             Row(
                 **_common(benchmark, metric.column, own, metric.scorer, digest),
@@ -218,39 +216,6 @@ def _metric(
             )
         )
     return rows
-
-
-def compare(
-    metric: Metric, numbers: np.ndarray, reference: np.ndarray | None, categories: np.ndarray, settings: Settings
-) -> dict[str, Any]:
-    """An arm's number, the teacher's, their ratio and difference, with paired bootstrap intervals over prompts.
-
-    Args:
-        metric: How rows become a number.
-        numbers: The arm's rows, float64 (P, F).
-        reference: The teacher's rows; None where it has none.
-        categories: int64 (P,), within which prompts are resampled.
-        settings: Resamples and seed.
-
-    Returns:
-        The fields of `Row` from `value` to `difference_high`.
-    """
-    both = numbers if reference is None else np.concatenate([numbers, reference], axis=1)
-    sums, counts = statistics.resampled(both, categories, settings.bootstrap, settings.seed)
-    width = numbers.shape[1]
-    ours, value = metric.statistic(sums[:, :, :width], counts), statistics.value(metric.statistic, numbers, categories)
-    low, high = _ends(ours)
-    found: dict[str, Any] = {"value": value, "low": low, "high": high}
-    if reference is None:
-        return found
-    theirs = metric.statistic(sums[:, :, width:], counts)
-    teacher = statistics.value(metric.statistic, reference, categories)
-    found |= {"teacher": teacher, "difference": value - teacher}
-    found["difference_low"], found["difference_high"] = _ends(ours - theirs)
-    if metric.retained and teacher > 0:
-        found["retention"] = value / teacher
-        found["retention_low"], found["retention_high"] = _ends(ours[theirs > 0] / theirs[theirs > 0])
-    return found
 
 
 def _distance(
@@ -267,7 +232,7 @@ def _distance(
         if distance.reference == REFERENCE and own.arm == REFERENCE:
             continue  # 0 by definition
         paired = features.get(REFERENCE) if distance.reference == "real" and own.arm != REFERENCE else None
-        found = distances.compare(distance.kind, features[own.arm], reference, paired, settings.seed)
+        found = comparison.DISTANCES[distance.kind](features[own.arm], reference, paired, settings.seed)
         count = len(features[own.arm])
         common = _common(benchmark, distance.column, own, distance.scorer, digest)
         rows.append(Row(**common, **found, prompts=count // own.seeds, images=count))
@@ -301,13 +266,6 @@ def _common(benchmark: OfficialBenchmark, column: Column, own: Manifest, scorer:
         "scorer_digest": digest,
         "subset": own.limit is not None,
     }
-
-
-def _ends(draws: np.ndarray) -> tuple[float | None, float | None]:
-    if not len(draws):
-        return None, None
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def _check_sanity(benchmark: OfficialBenchmark, rows: Sequence[Row]) -> None:

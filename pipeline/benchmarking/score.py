@@ -11,9 +11,9 @@ from PIL import Image
 
 from pipeline import artifacts, leftovers
 from pipeline.benchmarking import manifest, places, values
+from pipeline.benchmarking.loading import Loaded
 from pipeline.benchmarking.manifest import Manifest
-from pipeline.benchmarking.scorers import Extractor, Scorer, table
-from pipeline.benchmarking.scorers.loading import Lacking, Loaded
+from pipeline.benchmarking.scorers import Extractor, Lacking, Scorer, table
 from pipeline.benchmarking.settings import Settings
 from pipeline.evaluation.benchmarks.official import Item, OfficialBenchmark, Value
 from pipeline.progress import Progress
@@ -44,15 +44,14 @@ def score(
     for name in benchmark.in_process:
         try:
             loaded = Loaded(table.find(name), settings.weights, device)
+            for arm in arms:
+                found = manifest.load(benchmark.name, arm)
+                if not _scored(found, loaded):
+                    _score(benchmark, found, loaded, progress)
+            if benchmark.name in settings.references and _against_photographs(benchmark, name):
+                _score_photographs(benchmark, settings.references[benchmark.name], loaded, progress)
         except Lacking as error:
             lacking.append(str(error))
-            continue
-        for arm in arms:
-            found = manifest.load(benchmark.name, arm)
-            if not _scored(found, loaded):
-                _score(benchmark, found, loaded, progress)
-        if benchmark.name in settings.references and _against_photographs(benchmark, name):
-            _score_photographs(benchmark, settings.references[benchmark.name], loaded, progress)
     return lacking
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from pipeline import names, params
 from pipeline.artifacts import named
+from pipeline.faults import require_all
+from pipeline.param_checks import LARGEST
 
 ROOT = Path("benchmarks")
 FILE = ROOT / "params.yaml"
@@ -83,7 +85,7 @@ def load(file: Path = FILE) -> Settings:
     missing = [key for key in sections if key not in content]
     if missing:
         raise ValueError(f"{missing[0]} is missing from {file}")
-    params.require_all([partial(_check, key, content[key]) for key in sections])
+    require_all([partial(_check, key, content[key]) for key in sections])
     return Settings(
         benchmarks=tuple(content["benchmarks"]),
         arms=tuple(content["arms"]),
@@ -137,7 +139,7 @@ def _check_external(value: Any) -> None:
 
 
 def _whole(value: Any, at_least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= params.LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= LARGEST
 
 
 def _texts(value: Any) -> bool:

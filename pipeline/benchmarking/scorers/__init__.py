@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 
+class Lacking(ValueError):
+    """A scorer has no weights or no packages yet; the sentence says what to do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weight:
     """Weights that a scorer loads.

@@ -1,96 +1,66 @@
-"""Finds the weights of a scorer, says which they are, and loads it when it is first needed."""
+"""What every scorer loads: a package of the extra `benchmarks`, and the file of its weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from pipeline import artifacts, backbones, leftovers
-from pipeline.benchmarking.scorers import Entry, Extractor, Scorer, Weight
-from pipeline.benchmarking.values import Identity
+from pipeline import artifacts, names
+from pipeline.benchmarking.scorers import Lacking, Weight
 
-
-class Lacking(ValueError):
-    """A scorer has no weights or no packages yet; the sentence says what to do."""
-
-
-class Loaded:
-    """A scorer and its weights; the model itself is loaded when the first image asks for it.
-
-    Raises:
-        Lacking: A weight is not configured, or a package is not installed.
-        ValueError: A configured weight is not there, or a file has other bytes than the pinned one.
-    """
-
-    def __init__(self, entry: Entry, weights: Mapping[str, Path], device: str) -> None:
-        self.entry = entry
-        self.device = device
-        self.places = {weight.name: _place(entry, weight, weights) for weight in entry.weights}
-        digests = {weight.name: _digest(weight, self.places[weight.name]) for weight in entry.weights}
-        packages = {name: _version(entry, name) for name in entry.packages}
-        self.identity = Identity(scorer=entry.name, version=str(entry.version), weights=digests, packages=packages)
-
-    @cached_property
-    def model(self) -> Scorer | Extractor:
-        """The scorer itself."""
-        return self.entry.load(self.places, backbones.resolve_device(self.device))
+if TYPE_CHECKING:
+    import torch
 
 
-def _place(entry: Entry, weight: Weight, configured: Mapping[str, Path]) -> Path:
-    """Where a weight lies: as configured, or in the hub's own cache if it is there at the pinned revision."""
-    if weight.name in configured:
-        place = configured[weight.name]
-        if not place.exists():
-            raise ValueError(f"weights.{weight.name} of benchmarks/params.yaml must be there, got {place}")
-        return place
-    if "@" in weight.hub:
-        from huggingface_hub import snapshot_download, try_to_load_from_cache
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        repository, _, revision = weight.hub.partition("@")
-        if weight.file:
-            cached = try_to_load_from_cache(repository, weight.file, revision=revision)
-            if isinstance(cached, str):
-                return Path(cached)
-        else:
-            try:
-                return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-            except (LocalEntryNotFoundError, OSError):
-                pass
-    what = f"{weight.file} of {weight.hub}" if weight.file else weight.hub
-    raise Lacking(
-        f"{entry.name} needs the weights {weight.name} ({weight.licence}): download {what} and name its place under"
-        f" weights.{weight.name} in benchmarks/params.yaml"
-    )
-
-
-def _digest(weight: Weight, place: Path) -> str:
-    """The digest of a weight's bytes; remembered by size and time, for a large file takes minutes to read.
+def package(name: str) -> ModuleType:
+    """A package of the extra `benchmarks`.
 
     Raises:
-        ValueError: A pinned file has other bytes.
+        Lacking: It is missing or does not load, such as a torchvision that was built for another torch.
     """
-    memory = leftovers.folder("benchmarks") / "weights.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
-    files = [place] if place.is_file() else [place / name for name in artifacts.files(place)]
-    state = artifacts.digest_of(
-        [[file.resolve().as_posix(), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    )
-    if state not in known:
-        known[state] = artifacts.file_digest(place) if place.is_file() else artifacts.folder_digest(place)
-        artifacts.write_json(memory, known)
-    if weight.sha256 is not None and known[state] != f"sha256:{weight.sha256}":
-        raise ValueError(
-            f"weights.{weight.name} must have the sha256 {weight.sha256}, got {known[state][7:]} in {place}"
-        )
-    return known[state]
-
-
-def _version(entry: Entry, package: str) -> str:
     try:
-        return version(package)
-    except PackageNotFoundError as error:
-        raise Lacking(f"{entry.name} needs {package}: run `pip install -e '.[benchmarks]'`") from error
+        return import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        found = " ".join(str(error).split())
+        raise Lacking(f"{name} must load: pip install 'glance-pipeline[benchmarks]', got {found}") from error
+
+
+def file(weight: Weight, places: Mapping[str, Path]) -> Path:
+    """The file of a scorer's weights, with the bytes that it must have.
+
+    Raises:
+        ValueError: It has no place, is missing, or has another digest.
+    """
+    what = f"the weights {weight.name} must be {f'{weight.file} of {weight.hub}' if weight.file else weight.hub}"
+    path = places.get(weight.name)
+    if path is None:
+        raise ValueError(f"{what}, got no file")
+    if path.is_dir():
+        raise ValueError(f"{what}, got the folder {path}")
+    if not path.is_file():
+        raise ValueError(f"{what}, got {path}, which is no file{names.meant_path(path)}")
+    if weight.sha256 is not None:
+        digest = artifacts.file_digest(path).removeprefix("sha256:")
+        if digest != weight.sha256:
+            raise ValueError(f"{what} with the sha256 {weight.sha256}, got {digest} in {path}")
+    return path
+
+
+def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], weight: Weight) -> None:
+    """Puts weights into a model: every tensor of the model, and no other.
+
+    Raises:
+        ValueError: The names or shapes differ.
+    """
+    own = model.state_dict()
+    reshaped = {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
+    wrong = (own.keys() ^ state.keys()) | reshaped
+    if wrong:
+        raise ValueError(
+            f"the weights {weight.name} must hold the {len(own)} tensors of their model, got {len(state)}:"
+            f" {len(wrong)} are missing, unknown or of another shape, the first of which is {min(wrong)}"
+        )
+    model.load_state_dict(state)

@@ -11,6 +11,9 @@ It is not FID: other features, other numbers. It compares arms of one evaluation
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -67,11 +70,45 @@ def _features(images: np.ndarray) -> np.ndarray:
     return torch.cat([colour, outline, torch.stack(bands, dim=1)], dim=1).double().numpy()
 
 
-def frechet_distance(sample: np.ndarray, reference: np.ndarray) -> float | None:
-    """Squared 2-Wasserstein distance of the Gaussians fitted to two feature sets.
+@dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """A Gaussian fitted to a feature set.
 
-    ||m_s - m_r||^2 + tr(C_s + C_r - 2 (C_r^1/2 C_s C_r^1/2)^1/2) (Dowson and Landau 1982), every feature first divided
-    by its standard deviation over the reference.
+    Attributes:
+        mean: float64 (D,).
+        covariance: float64 (D, D), over N - 1.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """The symmetric square root of the covariance, (D, D)."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def fitted(features: np.ndarray) -> Gaussian:
+    """The Gaussian of a feature set, float64 (N, D) with N at least 2."""
+    return Gaussian(mean=features.mean(axis=0), covariance=np.atleast_2d(np.cov(features, rowvar=False)))
+
+
+def between(sample: Gaussian, reference: Gaussian) -> float:
+    """Squared 2-Wasserstein distance of two Gaussians, at least 0; FID where the features are Inception's.
+
+    ||m_s - m_r||^2 + tr(C_s + C_r - 2 (C_r^1/2 C_s C_r^1/2)^1/2) (Dowson and Landau 1982).
+    """
+    mean_gap = np.square(sample.mean - reference.mean).sum()
+    cross = np.linalg.eigvalsh(reference.root @ sample.covariance @ reference.root)
+    overlap = np.sqrt(np.maximum(cross, 0)).sum()
+    return float(max(mean_gap + np.trace(sample.covariance) + np.trace(reference.covariance) - 2 * overlap, 0.0))
+
+
+def frechet_distance(sample: np.ndarray, reference: np.ndarray) -> float | None:
+    """The distance `between` the Gaussians of two feature sets.
+
+    Every feature is first divided by its standard deviation over the reference.
 
     Args:
         sample: Features (N, D).
@@ -88,11 +125,4 @@ def frechet_distance(sample: np.ndarray, reference: np.ndarray) -> float | None:
     if min(len(sample), len(reference)) < 2:
         return None
     scale = np.maximum(reference.std(axis=0), MIN_STD)
-    sample, reference = sample / scale, reference / scale
-    mean_gap = np.square(sample.mean(axis=0) - reference.mean(axis=0)).sum()
-    cov_s, cov_r = np.cov(sample, rowvar=False), np.cov(reference, rowvar=False)
-    values, vectors = np.linalg.eigh(np.atleast_2d(cov_r))
-    root_r = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.linalg.eigvalsh(root_r @ np.atleast_2d(cov_s) @ root_r)
-    overlap = np.sqrt(np.maximum(cross, 0)).sum()
-    return float(max(mean_gap + np.trace(np.atleast_2d(cov_s)) + np.trace(np.atleast_2d(cov_r)) - 2 * overlap, 0.0))
+    return between(fitted(sample / scale), fitted(reference / scale))
