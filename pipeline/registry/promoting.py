@@ -1,22 +1,28 @@
 """Makes a version the champion, if it keeps enough of the teacher's score."""
 
+from collections.abc import Mapping
+
 from pipeline.params import Params
+from pipeline.registry import benchmarks
 from pipeline.registry.connection import connect
 from pipeline.registry.references import CANDIDATE, CHAMPION, find, parse
 from pipeline.registry.verifying import verify
 from pipeline.registry.versions import Version
 
 
-def promote(params: Params, reference: str | None = None, *, force: bool = False) -> Version:
+def promote(
+    params: Params, reference: str | None = None, *, required: Mapping[str, float] | None = None, force: bool = False
+) -> Version:
     """Points the alias `champion` at a version.
 
     Args:
         params: `register.min_retention` is the least share of the teacher's score that a champion keeps.
         reference: `models:/name@alias`, `models:/name/version`, or a version number; None = the candidate.
+        required: The least retention in official benchmarks too, as `benchmarks.check` takes it.
         force: Promote whatever was measured.
 
     Raises:
-        ValueError: The retention is below the threshold or was never measured, the version's files are gone or changed,
+        ValueError: A retention is below its threshold or was never measured, the version's files are gone or changed,
             or the reference has another form.
         ConnectionError: There is no such version, or the server is down.
     """
@@ -37,6 +43,7 @@ def promote(params: Params, reference: str | None = None, *, force: bool = False
                 f"{version} keeps {float(retention):.3f} of the teacher's score, register.min_retention asks for"
                 f" {threshold:g}: train a better one, or promote it with --force"
             )
+        benchmarks.check(version, required or {})
     verify(store, version)
     store.versions.set_alias(version, CHAMPION)
     return version

@@ -1,0 +1,54 @@
+"""Commands for the base model: preset, fetch, assemble."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.edges import in_root, one_sentence, show
+
+
+@click.command()
+@click.argument("name")
+@one_sentence
+@in_root
+def preset(name: str) -> None:
+    """Rewrite params.yaml for the teacher of preset NAME: tiny, flux-dev or qwen-image; comments and the rest stay."""
+    from pipeline import params, presets
+
+    changes = presets.apply(name)
+    for key, before, after in changes:
+        click.echo(f"{key}: {before!r} -> {after!r}")
+    click.echo(f"{len(changes)} values changed" if changes else f"params.yaml has the values of {name} already")
+    teacher = params.load().teacher
+    if teacher.hub and not Path(teacher.path).is_dir():
+        click.echo(f"next: `glance fetch` downloads {teacher.hub} to {teacher.path}")
+
+
+@click.command()
+@one_sentence
+@in_root
+def fetch() -> None:
+    """Download the teacher and the LoRAs that params.yaml names, at their pinned revisions."""
+    from pipeline import params, styles
+    from pipeline.backbones import hub
+
+    teacher = params.load().teacher
+    wanted = [lora for lora in styles.missing(teacher.loras) if lora.hub]
+    if not (wanted and Path(teacher.path).is_dir()):
+        if teacher.hub is None:
+            raise ValueError("teacher.hub must name owner/name@revision to fetch it, got null")
+        show(hub.fetch(teacher.hub, teacher.path))
+    for lora in wanted:
+        show(hub.fetch_lora(lora))
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--base", required=True, type=click.Path(path_type=Path), help="A diffusers folder of the same family.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@one_sentence
+def assemble(checkpoint: Path, base: Path, out: Path) -> None:
+    """Make a teacher's folder of CHECKPOINT, a transformer in one .safetensors file, and the base's other parts."""
+    from pipeline.backbones import assembling
+
+    show(assembling.assemble(checkpoint, base, out))
