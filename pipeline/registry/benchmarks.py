@@ -18,8 +18,8 @@ FILES = ("table.csv", "report.html")
 def record(params: Params, results: Path) -> list[str]:
     """Writes what `glance benchmark collect` found into MLflow.
 
-    The version is tagged `<benchmark>.retention` with what the pair keeps of the teacher's score in the benchmark's first
-    metric, `<benchmark>.<metric>.retention` for each metric, and `<benchmark>.prompts`.
+    The version is tagged `<benchmark>.retention` with what the pair keeps of the teacher's score in the first metric,
+    `<benchmark>.<metric>.retention` for each metric, and `<benchmark>.prompts`.
 
     Args:
         params: `register.name` names the model and the experiment.
@@ -81,9 +81,7 @@ def check(version: Version, required: Mapping[str, float]) -> None:
         if kept is None:
             raise ValueError(f"{version} has no retention in {name}: run `glance benchmark collect --record` first")
         if not float(kept) >= least:
-            raise ValueError(
-                f"{version} keeps {float(kept):.3f} of the teacher's score in {name}, asked for is {least:g}"
-            )
+            raise ValueError(f"{version} must keep {least:g} of the teacher's score in {name}, got {float(kept):.3f}")
 
 
 def _version(store: Store, model: str, name: str, content: Mapping) -> Version:
