@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pipeline import names
 from pipeline.benchmarking.scorers import Entry
+from pipeline.benchmarking.scorers.brightness import BRIGHTNESS
 
-SCORERS: dict[str, Entry] = {}
+SCORERS: dict[str, Entry] = {
+    "brightness": BRIGHTNESS,
+}
 
 
 def find(name: str) -> Entry:
