@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pipeline import names
 from pipeline.benchmarking.scorers import Entry
+from pipeline.benchmarking.scorers.brightness import BRIGHTNESS
 from pipeline.benchmarking.scorers.clip_score import CLIP
 from pipeline.benchmarking.scorers.hps import HPS
 from pipeline.benchmarking.scorers.inception import INCEPTION, INCEPTION_PATCH
 
 SCORERS: dict[str, Entry] = {
+    "brightness": BRIGHTNESS,
     "clip": CLIP,
     "hpsv2.1": HPS,
     "inception": INCEPTION,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,13 @@ import numpy as np
 from PIL import Image
 
 from pipeline import artifacts
+from pipeline.evaluation.benchmarks.official import ImageOf
+
+
+def only(images: Mapping[str, ImageOf]) -> ImageOf:
+    """The images of the one arm of a layout that holds one arm."""
+    (images_of_arm,) = images.values()
+    return images_of_arm
 
 
 def link(image: Path, target: Path) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 from pipeline.evaluation.benchmarks import Column
 from pipeline.evaluation.benchmarks.statistics import Statistic, mean
 
+SHIPPED = Path(__file__).resolve().parents[3] / "benchmarks"  # prompts and scripts that come with the project
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
@@ -24,7 +26,7 @@ class Item:
     Attributes:
         id: The benchmark's own name of the prompt, unique within it.
         prompt: The text that an image is generated of, unchanged.
-        category: The group that the official summary averages over, such as GenEval's tag; "" where there is none.
+        category: Its group, such as GenEval's tag, within which a bootstrap draws; "" where there is none.
         extra: What a scorer needs beside the prompt, in JSON's types.
     """
 
@@ -57,10 +59,10 @@ class Source:
     """Where the prompts come from.
 
     Attributes:
-        site: "github", "hub-dataset" or "local" (written by this project).
-        repository: "owner/name"; "" for a local source.
+        site: "github", "hub-dataset", "local" (written by this project) or "user" (the one file that the user names).
+        repository: "owner/name"; "" for a local source and for the user's file.
         revision: The commit.
-        files: All that `parse` reads.
+        files: All that `parse` reads, but for the user's file.
         licence: SPDX name and what it means for the prompts, in one line.
         shipped: Whether the files come with this project, in `benchmarks/prompts/<benchmark>/`.
     """
@@ -99,6 +101,7 @@ class Metric:
         statistic: How the rows of all prompts become one number.
         categories: Only prompts of these categories have a value; () = all.
         scored: Which prompts have a value, where not all of the categories do.
+        lost: Ids of prompts that the scorer may leave out by a known bug: they count where they have a value.
         retained: Whether the arm's number is shown as a share of the teacher's; else as a difference.
     """
 
@@ -108,6 +111,7 @@ class Metric:
     statistic: Statistic = mean
     categories: tuple[str, ...] = ()
     scored: Callable[[Item], bool] | None = None
+    lost: tuple[str, ...] = ()
     retained: bool = True
 
     def asks(self, item: Item) -> bool:
@@ -135,10 +139,8 @@ class Distance:
 ImageOf = Callable[[Item, int], Path]
 """The PNG file of an image, by prompt and by its number among the images of the prompt."""
 Layout = Callable[[Path, Sequence[Item], Mapping[str, ImageOf], int], None]
-"""Writes an official layout: the root to fill, the prompts, the images of every arm by its name, images per prompt.
-
-A scorer whose root holds one arm gets a mapping of one entry.
-"""
+"""Writes an official layout: the root to fill, the prompts, the images of each arm by its name (one arm where a scorer
+takes one at a time), images per prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +150,8 @@ class Call:
     Attributes:
         python: The interpreter of the scorer's environment.
         checkout: The official repository.
-        images: The root of the official layout.
-        out: An empty folder for the results.
+        images: The root of the official layout, an absolute path.
+        out: An empty folder for the results, an absolute path.
         arms: The arms whose images lie in the layout.
         height: Pixels of one image.
         width: Pixels of one image.
@@ -175,8 +177,7 @@ class External:
         version: The commit of the official code that this entry was written for.
         layout: Writes the files that it reads.
         commands: Its command lines, in order; each runs in the checkout.
-        parse: Reads what it wrote into `Call.out`: every value of one arm. Raises ValueError with the file, the rule
-            and what was found where a line cannot be read.
+        parse: Reads what it wrote into `Call.out`: every value of one arm. Raises ValueError where a line is wrong.
         needs: The options that the user must set, with what each is.
         note: What a user must know of its bugs; "" is nothing.
         whole: The scorer takes all arms in one call.
@@ -270,12 +271,11 @@ def by_prompt(metric: Metric, values: Sequence[Value], items: Sequence[Item]) ->
 
     Args:
         metric: Which fields are read.
-        values: Of one arm; every prompt that the metric asks for has at least one.
+        values: Of one arm; every prompt that the metric asks for has at least one, but for those that it may lose.
         items: The prompts.
 
     Returns:
-        float64 (P, F): the mean over its images of each field of each prompt that is asked for; and int64 (P,), the
-        place of its category among those that occur.
+        float64 (P, F): each field's mean over the images of a prompt, and int64 (P,): the place of its category.
 
     Raises:
         ValueError: A prompt has no value, or a value lacks a field.
@@ -288,12 +288,12 @@ def by_prompt(metric: Metric, values: Sequence[Value], items: Sequence[Item]) ->
             if missing:
                 raise ValueError(f"{metric.scorer}: {value.item} must have {missing[0]}, got {sorted(value.fields)}")
             found[value.item].append([float(value.fields[name]) for name in metric.fields])
-    empty = [name for name, rows in found.items() if not rows]
+    missed = [name for name, rows in found.items() if not rows]
+    empty = [name for name in missed if name not in metric.lost]
     if empty:
-        raise ValueError(
-            f"{metric.scorer} must have a value for each of {len(asked)} prompts, got none for {len(empty)},"
-            f" the first of which is {empty[0]}"
-        )
+        which = f"{len(empty)}, the first of which is {empty[0]}"
+        raise ValueError(f"{metric.scorer} must have a value for each of {len(asked)} prompts, got none for {which}")
+    asked = [item for item in asked if item.id not in missed]
     categories = {category: place for place, category in enumerate(dict.fromkeys(item.category for item in asked))}
     rows = np.array([np.mean(found[item.id], axis=0) for item in asked], dtype=np.float64)
     return rows, np.array([categories[item.category] for item in asked], dtype=np.int64)

@@ -19,6 +19,11 @@ def mean(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return sums[:, :, 0].sum(axis=1) / counts.sum(axis=1)
 
 
+def mean_times_100(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """100 x the mean of the first field over all prompts, (R,): as DPG-Bench prints it."""
+    return 100 * mean(sums, counts)
+
+
 def mean_of_categories(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The mean over categories of their means of the first field, (R,): GenEval's overall score."""
     return (sums[:, :, 0] / counts).mean(axis=1)

@@ -1,0 +1,121 @@
+"""Files of one record a line: what is wrong in one is said with the file, the line, the rule and what was found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.evaluation.benchmarks.official import Item, Value
+
+LONGEST = 100  # letters of what was found
+
+
+def wrong(path: Path, line: int, rule: str, got: object) -> ValueError:
+    """The error that a line of a file raises; `rule` follows "must"."""
+    text = repr(got)
+    shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return ValueError(f"{path}, line {line}, must {rule}, got {shown}")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers from 1, without their ends. Raises ValueError where it is no text."""
+    yield from enumerate(artifacts.read_text(path).removesuffix("\n").split("\n"), start=1)
+
+
+def json_lines(path: Path, keys: Mapping[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, with the number of each line.
+
+    Args:
+        path: The file.
+        keys: What each object must have, with its type.
+
+    Raises:
+        ValueError: A line is no JSON object, or a key is missing or of another type.
+    """
+    for number, line in lines(path):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise wrong(path, number, "be a JSON object", line) from None
+        if not isinstance(record, dict):
+            raise wrong(path, number, "be a JSON object", line)
+        for key, kind in keys.items():
+            if type(record.get(key)) is not kind:
+                raise wrong(path, number, f"have {key} as {kind.__name__}", record.get(key))
+        yield number, record
+
+
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file with a header, with the number of the last line of each.
+
+    Args:
+        path: The file.
+        columns: What the header must have.
+
+    Raises:
+        ValueError: A column is missing, or a row has another number of cells than the header.
+    """
+    reader = csv.reader(io.StringIO(artifacts.read_text(path)), strict=True)
+    header: list[str] | None = None
+    try:
+        for row in reader:
+            if header is None:
+                header = row
+                missing = [column for column in columns if column not in header]
+                if missing:
+                    raise wrong(path, 1, f"have the column {missing[0]!r}", header)
+            elif len(row) != len(header):
+                raise wrong(path, reader.line_num, f"have {len(header)} cells as the header has", row)
+            else:
+                yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise wrong(path, reader.line_num, "be a row of CSV", str(error)) from None
+    if header is None:
+        raise wrong(path, 1, "be a header", "")
+
+
+def number(path: Path, line: int, name: str, text: object) -> float:
+    """A finite number. Raises ValueError where the text is none."""
+    try:
+        found = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise wrong(path, line, f"have a finite number as {name}", text)
+    return found
+
+
+class Values:
+    """The values that a scorer's file gives, each prompt and seed once.
+
+    Args:
+        path: The file, for messages.
+        items: The prompts that it may name.
+    """
+
+    def __init__(self, path: Path, items: Sequence[Item]) -> None:
+        self.found: list[Value] = []
+        self._path = path
+        self._items = {item.id: item for item in items}
+        self._seen: set[tuple[str, int | None]] = set()
+
+    def item(self, line: int, name: str) -> Item:
+        """A prompt by its id. Raises ValueError where there is none of this id."""
+        if name not in self._items:
+            raise wrong(self._path, line, f"name one of the {len(self._items)} prompts", name)
+        return self._items[name]
+
+    def add(self, line: int, name: str, seed: int | None, **fields: float | str) -> None:
+        """Takes a value. Raises ValueError where there is no such prompt, or it has a value of this seed already."""
+        self.item(line, name)
+        if (name, seed) in self._seen:
+            image = name if seed is None else f"image {seed} of {name}"
+            raise wrong(self._path, line, f"be the only one for {image}", fields)
+        self._seen.add((name, seed))
+        self.found.append(Value(item=name, seed=seed, fields=fields))
