@@ -38,9 +38,14 @@ def prepare(name: str, given: Path | None = None) -> list[Item]:
     benchmark = find(name)
     if given is None and _prepared(benchmark):
         return items(name)
+    if given is None and benchmark.source.site == "user":
+        raise ValueError(f"{name} has no prompts of its own: run `glance benchmark prepare {name} --from FILE`")
     with artifacts.atomic_dir(places.data(name)) as partial:
         (partial / FILES).mkdir()
         files = {}
+        if benchmark.source.site == "user" and given is not None:
+            files[given.name] = partial / FILES / given.name
+            shutil.copyfile(given, files[given.name])
         for entry in benchmark.source.files:
             files[entry.name] = partial / FILES / entry.name
             _get(benchmark, entry, given, files[entry.name])

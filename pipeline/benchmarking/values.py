@@ -115,7 +115,8 @@ def complete(
         ValueError: A value is missing, is there twice, or is of an unknown prompt; the message counts and names the
             first.
     """
-    asked = [item for item in items if any(m.scorer == scorer and m.asks(item) for m in benchmark.metrics)]
+    own = [metric for metric in benchmark.metrics if metric.scorer == scorer]
+    asked = [item for item in items if any(metric.asks(item) and item.id not in metric.lost for metric in own)]
     known = {item.id for item in items}
     stranger = next((value.item for value in values if value.item not in known), None)
     if stranger is not None:
