@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from pipeline import artifacts, image_files, params
@@ -22,6 +23,7 @@ from pipeline.evaluation.benchmarks import Column
 from pipeline.evaluation.benchmarks import table as benchmarks
 from pipeline.evaluation.benchmarks.official import Distance
 from pipeline.evaluation.benchmarks.selftest import SELFTEST
+from pipeline.evaluation.sampler import Sampler
 from tests.evaluation_case import make_artifacts, no_progress, small_params
 
 ROOT = Path(__file__).parent.parent
@@ -114,17 +116,9 @@ def _files(arm):
 
 
 def test_every_arm_starts_from_the_same_noise(known, settings, monkeypatch):
-    shards = []
-    for name in ARMS:
-        sampler = known[name].inputs.sampler
-        original = type(sampler).images
-        monkeypatch.setattr(
-            type(sampler),
-            "images",
-            lambda self, arm, shard, original=original: shards.append(shard) or original(self, arm, shard),
-        )
-        make(known, replace(settings, seed=7), name)
-        monkeypatch.setattr(type(sampler), "images", original)
+    shards, original = [], Sampler.images
+    monkeypatch.setattr(Sampler, "images", lambda self, arm, shard: shards.append(shard) or original(self, arm, shard))
+    make(known, replace(settings, seed=7))
     per_arm = [shards[i : i + 4] for i in (0, 4, 8)]
     assert per_arm[0] == per_arm[1] == per_arm[2]
     assert [seed for shard in per_arm[0] for seed in shard.seeds] == list(range(7, 23))
@@ -396,9 +390,8 @@ def test_a_list_for_evalscope_names_every_image(known, settings, tmp_path):
     make(known, settings, "student")
     assert evalscope.write(SELFTEST, "student", tmp_path / "list.jsonl") == 16
     lines = [json.loads(line) for line in (tmp_path / "list.jsonl").read_text().splitlines()]
-    assert lines[0].keys() == {"id", "prompt", "image_path"} and all(
-        Path(line["image_path"]).is_file() for line in lines
-    )
+    assert all(line.keys() == {"id", "prompt", "image_path"} for line in lines)
+    assert all(Path(line["image_path"]).is_file() for line in lines)
     assert len({line["id"] for line in lines}) == 16
 
 
@@ -422,7 +415,7 @@ def test_prompts_are_checked_before_they_are_kept(here, tmp_path, monkeypatch):
 
 
 def test_without_the_site_the_message_says_which_file_to_put_where(here, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     sentence = "the hub does not give .* of ymhao/HPDv2: go online, or get that file .* prepare hpsv2 --from FOLDER"
     with pytest.raises(ValueError, match=sentence):
         prepare.prepare("hpsv2")
