@@ -142,6 +142,11 @@ def test_the_graph_is_the_intended_one():
     assert {node.name: {upstream.name for upstream in graph.successors(node)} for node in here} == EDGES
 
 
+def test_the_graph_is_read_at_once():
+    lines = (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 200 and max(map(len, lines)) <= 120
+
+
 def test_each_section_is_read_by_a_stage_and_runtime_by_none():
     listed = {key.split(".")[0] for stage in STAGES.values() for key in stage["params"]}
     assert listed == set(PARAMS) - {"runtime"}

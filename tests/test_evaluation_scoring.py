@@ -10,7 +10,7 @@ from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.scores import exam, measure, scoring
 from tests.evaluation_case import draw, drawn_images, make_artifacts, no_progress, read, small_params
 
-SETTINGS = small_params(prompts=30, batch=16, grid_prompts=4)
+SETTINGS = small_params(prompts=18, batch=9, grid_prompts=4)
 TABLES = {"metrics.json", "arms.csv", "quality_over_nfe.csv", "prompts.csv", "grid.png"}
 
 
@@ -46,7 +46,7 @@ def test_metrics_have_the_keys_that_others_read_and_no_times(images, folder):
     teacher, student = metrics["arms"]["teacher"], metrics["arms"]["student"]
     assert (teacher["nfe"], student["nfe"]) == (20, 4)
     assert (teacher["retention"], teacher["fd_scenes"], teacher["psnr"]) == (1, pytest.approx(0, abs=1e-6), None)
-    assert sum(task["n"] for task in metrics["teacher_tasks"].values()) == metrics["prompts"] == 30
+    assert sum(task["n"] for task in metrics["teacher_tasks"].values()) == metrics["prompts"] == 18
     assert set(metrics["teacher_tasks"]["position"]) == {"score", "low", "high", "n"}
     assert metrics["checker_truth"] == 1 and metrics["unscored"] == ""
     assert metrics["bundle_digest"] == images.origin.bundle_digest
@@ -60,7 +60,7 @@ def test_tables_agree_with_the_metrics(images, folder):
     quality = pd.read_csv(folder / "quality_over_nfe.csv")
     assert list(quality["nfe"]) == sorted(quality["nfe"]) and set(quality["arm"]) == set(metrics["arms"])
     rows = pd.read_csv(folder / "prompts.csv")
-    assert len(rows) == 30 * len(images.arms)
+    assert len(rows) == 18 * len(images.arms)
     of_student = rows[rows["arm"] == "student"]
     assert of_student["passed"].mean() == metrics["arms"]["student"]["score"]
     assert of_student["psnr"].mean() == pytest.approx(metrics["arms"]["student"]["psnr"], abs=1e-3)
@@ -82,7 +82,7 @@ def test_measuring_the_teacher_against_itself(images):
     np.testing.assert_allclose(found["teacher"].ssim, 1, atol=1e-5)
     assert found["teacher"].psnr.min() == found["teacher"].psnr.max() > 58
     assert not found["official"].passed.any() and found["teacher"].passed.any()
-    assert found["student"].features.shape == (30, 88) and found["student"].spread.shape == (3,)
+    assert found["student"].features.shape == (18, 88) and found["student"].spread.shape == (3,)
 
 
 def test_arms_without_the_teacher_are_refused(images):

@@ -35,6 +35,7 @@ def run(tmp_path, monkeypatch):
     return stage
 
 
+@pytest.mark.slow  # whole stages, each in a process of its own
 def test_the_stages_write_their_outputs_and_say_what_is_missing(run):
     missing = run("evaluate")
     assert missing.returncode == 1 and "artifacts/images/index.json" in missing.stderr

@@ -297,6 +297,7 @@ def stop_after(process, folder, count, number):
     return said.decode()
 
 
+@pytest.mark.slow  # two processes that load the model and are stopped
 def test_a_stopped_run_leaves_whole_pictures_and_resume_goes_on(project):
     Path("prompts.txt").write_text("a red star on black\n" * 4000)
     stopped = start()
@@ -340,6 +341,7 @@ def test_another_encoding_is_one_sentence_with_file_and_line(project):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
 
 
+@pytest.mark.slow  # two processes, of which one loads the model
 def test_every_locale_makes_the_same_pictures(project):
     generate("\u661f", "--out", "plain-\u00e9")
     process = start("\u661f", "--batch", "2", "--out", "plain-\u00e9/again", **ASCII)

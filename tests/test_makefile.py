@@ -97,6 +97,7 @@ def test_a_folder_whose_name_breaks_what_is_installed_is_refused_before_anything
     assert asked == [] and not (tmp_path / "in" / folder / ".venv").exists()
 
 
+@pytest.mark.slow  # runs DVC
 @pytest.mark.parametrize("folder", ["My Drive/Größe 模型", "it's mine"])
 def test_make_run_goes_on_after_a_dvc_that_was_killed(make, tmp_path, folder):
     project = tmp_path / "in" / folder

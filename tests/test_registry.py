@@ -476,6 +476,7 @@ def test_an_upload_that_does_not_come_back_is_no_version(project, monkeypatch):
     assert {run.info.status for run in runs()[0]} == {"FAILED"}
 
 
+@pytest.mark.slow  # runs MLflow's command
 def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(project, tmp_path):
     register(params.load())
     client = connect().client
@@ -527,6 +528,7 @@ register(params.load())
     assert subprocess.run([sys.executable, "-c", program], cwd=project, env=environment).returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow  # two processes that are killed
 def test_the_next_registration_ends_the_runs_of_a_killed_one(project, monkeypatch):
     store = connect()
     alive = store.runs._start(store.experiments.open(NAME), "of somebody else", None)

@@ -12,10 +12,10 @@ from pipeline.scenes.captions import BACKGROUNDS, COLORS, SHAPES, TASKS, Caption
 
 @pytest.fixture(scope="module")
 def rendered():
-    """2,000 captions, the tasks equally often, each with a rendered image."""
+    """1,000 captions, the tasks equally often, each with a rendered image."""
     rng = random.Random(0)
     everything = {t: [c for s in captions.SPLITS for c in captions.split(s)[t]] for t in TASKS}
-    drawn = [rng.choice(everything[TASKS[i % len(TASKS)]]) for i in range(2000)]
+    drawn = [rng.choice(everything[TASKS[i % len(TASKS)]]) for i in range(1000)]
     return drawn, np.stack([renderer.render(renderer.layout(caption, rng)) for caption in drawn])
 
 

@@ -70,7 +70,7 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize("length", [12, 512])
+@pytest.mark.parametrize("length", [12, pytest.param(512, marks=pytest.mark.slow)])
 def test_stock_code_gets_good_pictures_from_the_shipped_teacher(shipped, length):
     """Also with the stock length of 512 text tokens, nearly all of them pads that nothing masks."""
     passed = 0
