@@ -254,7 +254,8 @@ GROWTH = {  # by the heading of docs/extending.md
             (
                 "pipeline/benchmarking/scorers/table.py",
                 "from pipeline.benchmarking.scorers.hps import",
-                "from pipeline.benchmarking.scorers.height import HEIGHT\nfrom pipeline.benchmarking.scorers.hps import",
+                "from pipeline.benchmarking.scorers.height import HEIGHT\n"
+                "from pipeline.benchmarking.scorers.hps import",
             ),
             (
                 "pipeline/benchmarking/scorers/table.py",
@@ -269,7 +270,8 @@ GROWTH = {  # by the heading of docs/extending.md
             (
                 "pipeline/evaluation/benchmarks/table.py",
                 "from pipeline.evaluation.benchmarks.selftest import",
-                "from pipeline.evaluation.benchmarks.new import NEW\nfrom pipeline.evaluation.benchmarks.selftest import",
+                "from pipeline.evaluation.benchmarks.new import NEW\n"
+                "from pipeline.evaluation.benchmarks.selftest import",
             ),
             (
                 "pipeline/evaluation/benchmarks/table.py",
@@ -299,7 +301,7 @@ GROWTH = {  # by the heading of docs/extending.md
             (
                 "pipeline/params.py",
                 "    negative_prompt: str\n",
-                "    negative_prompt: str\n    new: int = _number(at_least=2)\n",
+                "    negative_prompt: str\n    new: int = number(at_least=2)\n",
             ),
             ("params.yaml", "teacher:\n", "teacher:\n  new: 3\n"),
         )
