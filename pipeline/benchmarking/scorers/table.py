@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pipeline import names
 from pipeline.benchmarking.scorers import Entry
+from pipeline.benchmarking.scorers.vqa_flant5 import VQA_FLANT5
 
-SCORERS: dict[str, Entry] = {}
+SCORERS: dict[str, Entry] = {
+    "vqascore_clip-flant5-xxl": VQA_FLANT5,
+}
 
 
 def find(name: str) -> Entry:
