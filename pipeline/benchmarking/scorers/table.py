@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pipeline import names
 from pipeline.benchmarking.scorers import Entry
+from pipeline.benchmarking.scorers.longtext_ocr import LONGTEXT_OCR
+from pipeline.benchmarking.scorers.oneig_alignment import ONEIG_ALIGNMENT
+from pipeline.benchmarking.scorers.oneig_text import ONEIG_TEXT
 from pipeline.benchmarking.scorers.vqa_flant5 import VQA_FLANT5
+from pipeline.benchmarking.scorers.vqa_qwen import VQA_QWEN
 
 SCORERS: dict[str, Entry] = {
+    "longtext_ocr": LONGTEXT_OCR,
+    "oneig_alignment": ONEIG_ALIGNMENT,
+    "oneig_text": ONEIG_TEXT,
     "vqascore_clip-flant5-xxl": VQA_FLANT5,
+    "vqascore_qwen2.5-vl-7b": VQA_QWEN,
 }
 
 
