@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import diagnosis, params
 from pipeline.bundle.manifest import bundle_digest
-from pipeline.registry import connection
+from pipeline.registry import benchmarks, connection
 from pipeline.registry.connection import connect
 from pipeline.registry.promoting import promote
 from pipeline.registry.pulling import pull
@@ -583,3 +583,55 @@ def test_register_with_the_server_down_is_one_sentence(fresh_project, monkeypatc
         "Error: register: no MLflow server answers at http://127.0.0.1:9: start it, or unset MLFLOW_TRACKING_URI"
     ]
     assert not (fresh_project / ".glance").exists()
+
+
+def write_benchmarks(folder, digest, retention=0.98):
+    """What `glance benchmark collect` leaves of one benchmark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    student = {
+        "geneval": {"value": 0.8, "retention": retention},
+        "geneval_position": {"value": 0.5, "retention": 0.9},
+        "fid": {"value": 12.0, "difference": 1.5},
+    }
+    content = {"prompts": 553, "subset": False, "waiting": [], "bundle_digest": digest, "arms": {"student": student}}
+    (folder / "metrics.json").write_text(json.dumps({"geneval": content}))
+    (folder / "table.csv").write_text("benchmark\ngeneval\n")
+    (folder / "report.html").write_text("<!doctype html>")
+    return folder
+
+
+def test_official_benchmarks_are_recorded_and_asked_for_in_a_promotion(project):
+    settings = params.load()
+    done = register(settings)
+    results = write_benchmarks(project / "benchmarks/results", bundle_digest("artifacts/bundle"))
+    (line,) = benchmarks.record(settings, results)
+    assert line.startswith(f"geneval: {NAME} version 1 is tagged (run ")
+    (child,) = [run for run in runs()[1] if run.info.run_name == "benchmark geneval"]
+    assert child.data.tags["mlflow.parentRunId"] == done.run_id and child.info.status == "FINISHED"
+    assert child.data.metrics["student.geneval.value"] == 0.8 and child.data.metrics["student.fid.difference"] == 1.5
+    assert {file.path for file in connect().client.list_artifacts(child.info.run_id)} == {"report.html", "table.csv"}
+    tags = find(connect(), CANDIDATE).tags
+    assert {key: tags[key] for key in tags if key.startswith("geneval")} == {
+        "geneval.retention": "0.98",
+        "geneval.geneval.retention": "0.98",
+        "geneval.geneval_position.retention": "0.9",
+        "geneval.prompts": "553",
+    }
+    with pytest.raises(ValueError, match="version 1 must keep 0.99 of the teacher's score in geneval, got 0.980"):
+        promote(settings, required={"geneval": 0.99})
+    with pytest.raises(ValueError, match="version 1 has no retention in dpg: run `glance benchmark collect --record`"):
+        promote(settings, required={"dpg": 0.9})
+    assert "champion" not in find(connect(), CANDIDATE).aliases
+    assert promote(settings, required={"geneval": 0.98, "geneval.geneval_position": 0.9}).number == 1
+
+
+def test_official_benchmarks_of_a_pair_that_is_not_registered_are_refused(project):
+    settings = params.load()
+    with pytest.raises(ValueError, match="metrics.json is missing: run `glance benchmark collect` first"):
+        benchmarks.record(settings, project / "benchmarks/results")
+    results = write_benchmarks(project / "benchmarks/results", "sha256:other")
+    with pytest.raises(ValueError, match=f"geneval measured a pair that is not registered as {NAME}"):
+        benchmarks.record(settings, results)
+    results = write_benchmarks(project / "benchmarks/results", "")
+    with pytest.raises(ValueError, match="geneval has no images of student: generate them first"):
+        benchmarks.record(settings, results)

@@ -208,7 +208,6 @@ def _metric(
             Row(
                 **_common(benchmark, metric.column, own, metric.scorer, digest),
                 **compared,
-                interval="bootstrap over prompts",
                 prompts=len(asked),
                 images=len(asked) * own.seeds,
                 published=published.value if published and own.arm == REFERENCE else None,

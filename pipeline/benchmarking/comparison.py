@@ -22,27 +22,34 @@ def metric(
         asked: How rows become a number.
         numbers: The arm's rows, float64 (P, F).
         reference: The teacher's rows; None where it has none.
-        categories: int64 (P,), within which prompts are resampled.
+        categories: int64 (P,): where the number is a mean over categories, prompts are resampled within each.
         settings: Resamples and seed.
 
     Returns:
-        The fields of `Row` from `value` to `difference_high`.
+        The fields of `Row` from `value` to `interval`; no interval where a category has one prompt.
     """
+    if asked.statistic is not statistics.mean_of_categories:
+        categories = np.zeros(len(numbers), dtype=np.int64)
+    value = statistics.value(asked.statistic, numbers, categories)
+    found: dict[str, Any] = {"value": value}
+    if reference is not None:
+        teacher = statistics.value(asked.statistic, reference, categories)
+        found |= {"teacher": teacher, "difference": value - teacher}
+        if asked.retained and teacher > 0:
+            found["retention"] = value / teacher
+    if np.bincount(categories).min() < 2:  # one prompt has no spread
+        return found
+
     both = numbers if reference is None else np.concatenate([numbers, reference], axis=1)
     sums, counts = statistics.resampled(both, categories, settings.bootstrap, settings.seed)
-    width = numbers.shape[1]
-    ours, value = asked.statistic(sums[:, :, :width], counts), statistics.value(asked.statistic, numbers, categories)
-    low, high = _ends(ours)
-    found: dict[str, Any] = {"value": value, "low": low, "high": high}
-    if reference is None:
-        return found
-    theirs = asked.statistic(sums[:, :, width:], counts)
-    teacher = statistics.value(asked.statistic, reference, categories)
-    found |= {"teacher": teacher, "difference": value - teacher}
-    found["difference_low"], found["difference_high"] = _ends(ours - theirs)
-    if asked.retained and teacher > 0:
-        found["retention"] = value / teacher
-        found["retention_low"], found["retention_high"] = _ends(ours[theirs > 0] / theirs[theirs > 0])
+    ours = asked.statistic(sums[:, :, : numbers.shape[1]], counts)
+    found["interval"] = "bootstrap over prompts"
+    found["low"], found["high"] = _ends(ours)
+    if reference is not None:
+        theirs = asked.statistic(sums[:, :, numbers.shape[1] :], counts)
+        found["difference_low"], found["difference_high"] = _ends(ours - theirs)
+        if "retention" in found:
+            found["retention_low"], found["retention_high"] = _ends(ours[theirs > 0] / theirs[theirs > 0])
     return found
 
 
