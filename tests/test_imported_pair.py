@@ -19,6 +19,7 @@ from pipeline.registry import tracking
 from pipeline.registry.registry import UNKNOWN
 from pipeline.scenes import checker
 from tests.evaluation_case import make_artifacts, small_params
+from tests.published import client
 from tests.test_importing import MODULE, diffusers_keys, write
 from tests.tiny import make_tiny_flux
 
@@ -115,18 +116,17 @@ def test_an_imported_pair_is_registered_once_promoted_and_generated_from(evaluat
     store = tracking.connect()
     version = store.by_alias(NAME, "candidate")
     assert version.tags["retention"] == "1.0" and version.tags["bundle_digest"] == export.bundle_digest("theirs")
-    run = store._client.get_run(version.run_id)
+    run = client().get_run(version.run_id)
     assert run.data.tags["provenance"] == version.tags["provenance"] == UNKNOWN
     assert not {"git_revision", "dvc_experiment"} & (run.data.tags.keys() | version.tags.keys())
     assert run.info.run_name == "bundle theirs"
     assert run.data.params["bundle.path"] == "official" and run.data.params["teacher.steps"] == "10"
     assert not any(key.startswith(("train", "partition", "student")) for key in run.data.params)
     assert run.data.metrics["arms.student.retention"] == 1
-    children = store._client.search_runs(
-        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{version.run_id}'"
-    )  # no stage is made up
+    query = f"tags.`mlflow.parentRunId` = '{version.run_id}'"
+    children = client().search_runs([run.info.experiment_id], query)  # no stage is made up
     assert [child.info.run_name for child in children] == ["register"]
-    shown = {file.path for file in store._client.list_artifacts(version.run_id, "evaluation-theirs")}
+    shown = {file.path for file in client().list_artifacts(version.run_id, "evaluation-theirs")}
     assert shown == {f"evaluation-theirs/{name}" for name in OUTPUTS}
 
     assert done("promote") == f"{NAME} version 1 is champion (retention 100.0 %)\n"
