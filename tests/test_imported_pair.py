@@ -56,7 +56,7 @@ def write_params(**evaluation):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, database):
     """A folder with a tiny teacher, params.yaml, two LoRA files and a bundle `theirs` of them; no stage ever ran."""
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
@@ -65,6 +65,8 @@ def workplace(tmp_path_factory):
         for name in (*tracking.ENVIRONMENT, "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
             patch.setenv(name, "")  # so that what connect sets is taken back
             patch.delenv(name)
+        (folder / ".glance").mkdir()
+        shutil.copy(database, folder / ".glance" / "mlflow.db")
         settings = write_params()
         make_tiny_flux(settings.teacher.path)
         for seed, phase in enumerate(export.PHASES):

@@ -23,16 +23,6 @@ NAME = "glance-scenes"
 CANDIDATE = f"models:/{NAME}@candidate"
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A database with MLflow's tables, which takes seconds to make."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_ROOT", str(path.parent))
-        tracking.connect(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def project(fresh_project, database):
     """The same with an empty registry."""

@@ -33,6 +33,14 @@ def project(tmp_path, monkeypatch):
     return root
 
 
+@pytest.fixture
+def store(project, database):
+    """The project's store, without an experiment yet."""
+    (project / ".glance").mkdir()
+    shutil.copy(database, project / ".glance/mlflow.db")
+    return tracking.connect()
+
+
 def test_the_default_store_lies_under_the_root_and_not_in_the_working_directory(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = tracking.connect()
@@ -49,18 +57,17 @@ def test_a_server_of_the_environment_comes_first(monkeypatch):
     assert tracking.tracking_uri() == "http://127.0.0.1:5000"
 
 
-def test_connect_sets_one_retry_unless_the_user_chose_and_forgets_a_run_of_the_environment(monkeypatch):
+def test_connect_sets_one_retry_unless_the_user_chose_and_forgets_a_run_of_the_environment(monkeypatch, database):
     monkeypatch.setenv("MLFLOW_RUN_ID", "somebody else's")
-    tracking.connect()
+    tracking.connect(f"sqlite:///{database}")
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     assert "MLFLOW_RUN_ID" not in os.environ
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
-    tracking.connect()
+    tracking.connect(f"sqlite:///{database}")
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "4"
 
 
-def test_more_numbers_than_one_batch_carries_all_arrive():
-    store = tracking.connect()
+def test_more_numbers_than_one_batch_carries_all_arrive(store):
     params = {f"p{i}": i for i in range(250)}
     metrics = [Metric("loss", 1.0 / (1 + i), i) for i in range(2100)]
     with store.run(store.experiment("name"), "run") as run_id:
@@ -74,8 +81,7 @@ def test_more_numbers_than_one_batch_carries_all_arrive():
 @pytest.mark.parametrize(
     ("error", "status"), [(None, "FINISHED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
-def test_a_run_ends_as_its_body_did(error, status):
-    store = tracking.connect()
+def test_a_run_ends_as_its_body_did(store, error, status):
     run_id = None
     try:
         with store.run(store.experiment("name"), "run") as run_id:
@@ -86,8 +92,7 @@ def test_a_run_ends_as_its_body_did(error, status):
     assert client().get_run(run_id).info.status == status
 
 
-def test_a_missing_version_is_one_sentence():
-    store = tracking.connect()
+def test_a_missing_version_is_one_sentence(store):
     with pytest.raises(ConnectionError, match=r"^MLflow at sqlite:.* refused: .*nothing.*$") as raised:
         store.by_alias("nothing", "candidate")
     assert "\n" not in str(raised.value)
@@ -148,24 +153,6 @@ def test_the_own_database_that_cannot_be_opened_is_one_sentence(project):
         tracking.connect()
 
 
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-    """A database with MLflow's tables, which takes seconds to make."""
-    root = tmp_path_factory.mktemp("tables")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_ROOT", str(root))
-        tracking.connect(f"sqlite:///{root}/mlflow.db")
-    return root / "mlflow.db"
-
-
-@pytest.fixture
-def store(project, tables):
-    """The project's store, without an experiment yet."""
-    (project / ".glance").mkdir()
-    shutil.copy(tables, project / ".glance/mlflow.db")
-    return tracking.connect()
-
-
 def log(store, project):
     """Writes a file into a new run of the experiment `name`."""
     (project / "table.csv").write_text("a,b\n")
@@ -173,11 +160,11 @@ def log(store, project):
         store.log_files(run_id, {project / "table.csv": "."})
 
 
-def test_the_tables_of_another_mlflow_are_one_sentence(project, tables):
-    newer = shutil.copy(tables, project / "newer.db")
+def test_the_tables_of_another_mlflow_are_one_sentence(project, database):
+    newer = shutil.copy(database, project / "newer.db")
     for statement in ("UPDATE alembic_version SET version_num = 'feedfacecafe'", "DROP TABLE scorer_versions"):
-        with closing(sqlite3.connect(newer)) as database, database:
-            database.execute(statement)
+        with closing(sqlite3.connect(newer)) as opened, opened:
+            opened.execute(statement)
         with pytest.raises(ConnectionError, match="newer.db belong to another MLflow than the installed 3.*: install "):
             tracking.connect(f"sqlite:///newer.db?{statement[:4]}=1")  # MLflow remembers a database by its URI
 
