@@ -169,6 +169,21 @@ def fresh_project(project, tmp_path_factory) -> Project:
     return fresh
 
 
+@pytest.fixture(scope="session")
+def database(tmp_path_factory) -> Path:
+    """A database with MLflow's tables, which takes more than a second to make."""
+    from pipeline.registry import connection
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(path.parent))
+        for name in connection.ENVIRONMENT:  # so that what connect sets is taken back
+            patch.setenv(name, "")
+            patch.delenv(name)
+        connection.connect(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture
 def run_stage(monkeypatch):
     """Runs a stage here, in a folder; its number of threads does not outlive the test."""

@@ -3,11 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 
 from pipeline.bundle.manifest import bundle_digest
+from pipeline.registry import connection
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ROOT = Path(__file__).parent.parent
 LOCK = """\
@@ -62,6 +67,13 @@ stages:
     - path: artifacts/bundle
       md5: 33cc.dir
 """
+
+
+def client() -> "MlflowClient":
+    """MLflow's own client of the project's registry."""
+    from mlflow import MlflowClient  # takes a second, and only some tests need it
+
+    return MlflowClient(tracking_uri=connection.connect().uri)
 
 
 def write_project(folder: Path, seed: int = 0, retention: float = 0.97) -> Path:

@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from pipeline import backbones
+from pipeline import artifacts, backbones
 from pipeline.bundle import card
 from pipeline.bundle.generating import generate
 from tests.pairs import difference, make_pair
+from tests.published import write_bundle
 from tests.test_loras import HUB
 
 
@@ -44,7 +45,8 @@ def test_the_licence_is_the_teachers(tmp_path):
     assert card.license_of(file) == "unknown"
 
 
-def test_a_card_names_the_hub():
-    lines = card._fused({"file": HUB, "weight": 2.0, "sha256": "ab"})
+def test_a_card_names_the_hub(tmp_path):
+    manifest = artifacts.read_json(write_bundle(tmp_path / "bundle", path="consistent") / "glance.json")
+    lines = card.text(manifest | {"loras": [{"file": HUB, "weight": 2.0, "sha256": "ab"}]}, {}, imported=False)
     assert 'load_lora_weights("someone/shade", revision="main", weight_name="deep/shade.safetensors")' in lines
     assert "lora_scale=2.0" in lines

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,14 @@ def project(tmp_path, monkeypatch, base):
     monkeypatch.chdir(root)
     monkeypatch.setenv("DVC_ROOT", str(root))
     return root
+
+
+@pytest.fixture
+def registering(project, database):
+    """The same with an empty registry."""
+    (project / ".glance").mkdir()
+    shutil.copy(database, project / ".glance" / "mlflow.db")
+    return project
 
 
 def glance(*arguments):
@@ -87,7 +96,7 @@ def test_generate_writes_one_file(project):
     assert Image.open("one.png").size == (64, 64)
 
 
-def test_generate_takes_a_version_of_the_registry(project):
+def test_generate_takes_a_version_of_the_registry(registering):
     assert glance("register").exit_code == 0
     done = glance("generate", "a red star", "--bundle", f"models:/{NAME}@candidate", "--out", "registry.png")
     assert done.exit_code == 0, done.output
@@ -169,7 +178,7 @@ def test_generate_says_when_it_cannot_compile(project, monkeypatch):
     assert "--compile needs a C++ compiler" in refused("generate", "a star", "--compile")
 
 
-def test_register_promote_pull(project):
+def test_register_promote_pull(registering):
     done = glance("register")
     assert done.exit_code == 0 and done.stdout.startswith(f"{NAME} version 1 (run "), done.output
     assert glance("register").stdout.startswith(f"{NAME} version 1 has these bytes already")
@@ -179,8 +188,8 @@ def test_register_promote_pull(project):
     assert glance("pull", f"models:/{NAME}/1", "--out", "here").stdout == "here\n"
 
 
-def test_promote_below_the_threshold_needs_force(project):
-    write_project(project, retention=0.5)
+def test_promote_below_the_threshold_needs_force(registering):
+    write_project(registering, retention=0.5)
     assert glance("register").exit_code == 0
     assert refused("promote") == (
         f"Error: {NAME} version 1 keeps 0.500 of the teacher's score, register.min_retention asks for 0.9: "

@@ -129,7 +129,9 @@ def test_registry(project, monkeypatch):
     assert diagnosis.registry().text == f"sqlite:///{project}/new.db will be made by the first registration"
 
 
-def test_what_a_registration_would_stumble_over_is_found(project):
+def test_what_a_registration_would_stumble_over_is_found(project, database):
+    (project / ".glance").mkdir()
+    shutil.copy(database, project / ".glance" / "mlflow.db")
     register(params.load())
     assert promote(params.load()).number == 1
     assert diagnosis.registry() == diagnosis.Finding(True, f"sqlite:///{project}/.glance/mlflow.db")

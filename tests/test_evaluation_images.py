@@ -215,11 +215,13 @@ def test_the_code_that_names_an_image_is_what_the_sampler_imports():
 
 
 def test_other_packages_or_another_device_make_other_images(given, monkeypatch):
-    before = inputs._origin(given.params)
     monkeypatch.setattr(inputs, "version", lambda name: "0")
-    assert inputs._origin(given.params)["packages"] != before["packages"]
-    monkeypatch.setattr(backbones, "resolve_device", lambda device: torch.device("cuda"))
-    assert inputs._origin(given.params)["device"] == "cuda" != before["device"]
+    assert read(given.params).origin["packages"] != given.origin["packages"]
+    resolve = backbones.resolve_device
+    monkeypatch.setattr(
+        backbones, "resolve_device", lambda name: torch.device("cuda" if name == "auto" else resolve(name))
+    )
+    assert read(given.params).origin["device"] == "cuda" != given.origin["device"]
 
 
 def test_draws_cover_every_prompt_once_and_never_share_noise():

@@ -60,6 +60,11 @@ class Page(HTMLParser):
             self.headings.append(data)
 
 
+def section(page, title):
+    """The markup of one section of the page."""
+    return next(part for part in page.split("<section>") if part.startswith(f"<h2>{title}</h2>"))
+
+
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     """artifacts/evaluation of drawn images, whose scores are known, and what its report shows."""
@@ -184,9 +189,14 @@ def test_numbers_are_short():
 
 
 def test_labels_keep_their_distance_within_the_chart():
-    moved = figures._apart([50, 51, 52, 99, 10], 14, 0, 100)
-    assert np.diff(sorted(moved)).min() >= 14 - 1e-9 and min(moved) >= 0 and max(moved) <= 100
-    assert np.argsort(moved).tolist() == [4, 0, 1, 2, 3]
+    last = {"c": 0.1, "a": 0.102, "b": 0.101, "lowest": 0.001, "highest": 9.0}
+    chart = figures.losses([figures.Line([(0, 1.0), (9, loss)], name, "slow") for name, loss in last.items()], "losses")
+    height = float(re.search(r'viewBox="0 0 \d+ (\d+)"', chart)[1])
+    found = re.findall(r'<text class="mark slow" x="[\d.]+" y="([\d.]+)">(\w+)<', chart)
+    places = {name: float(y) for y, name in found}
+    assert sorted(places, key=places.get) == ["highest", "a", "b", "c", "lowest"]
+    assert np.diff(sorted(places.values())).min() >= figures.LABEL_GAP - 0.1
+    assert 0 < min(places.values()) and max(places.values()) < height
 
 
 def test_a_chart_of_no_losses_is_refused():
@@ -218,13 +228,13 @@ def test_the_teachers_own_distance_is_not_drawn(evaluation):
     _, shown = evaluation
     metrics = {**shown.metrics, "arms": {name: dict(row) for name, row in shown.metrics["arms"].items()}}
     metrics["arms"]["teacher"]["fd_scenes"] = 1e-9
-    chart = report._quality(replace(shown, metrics=metrics)).split("<figure")[-1]
+    chart = section(report.page(replace(shown, metrics=metrics)), "Quality over cost").split("<figure")[-1]
     assert "fd_scenes" in chart and "1e-9" not in chart and "Teacher<" not in chart
 
 
 def test_all_but_the_first_prompts_side_by_side_are_folded(evaluation):
     _, shown = evaluation
     many = replace(shown, side_by_side=[shown.side_by_side[0]] * (report.SHOWN + 2))
-    open_part, folded = report._side_by_side(many).split("<details>")
+    open_part, folded = section(report.page(many), "Side by side").split("<details>")
     assert open_part.count("<article") == report.SHOWN and folded.count("<article") == 2
-    assert "2 more prompts" in folded and "<details>" not in report._side_by_side(shown)
+    assert "2 more prompts" in folded and "<details>" not in section(report.page(shown), "Side by side")

@@ -21,6 +21,7 @@ from pipeline.registry import connection
 from pipeline.registry.registering import UNKNOWN
 from pipeline.scenes import checker
 from tests.evaluation_case import make_artifacts, small_params
+from tests.published import client
 from tests.test_importing import MODULE, diffusers_keys, write
 from tests.tiny import make_tiny_flux
 
@@ -57,7 +58,7 @@ def write_params(**evaluation):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, database):
     """A folder with a tiny teacher, params.yaml, two LoRA files and a bundle `theirs` of them; no stage ever ran."""
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
@@ -66,6 +67,8 @@ def workplace(tmp_path_factory):
         for name in (*connection.ENVIRONMENT, "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
             patch.setenv(name, "")  # so that what connect sets is taken back
             patch.delenv(name)
+        (folder / ".glance").mkdir()
+        shutil.copy(database, folder / ".glance" / "mlflow.db")
         settings = write_params()
         make_tiny_flux(settings.teacher.path)
         for seed, phase in enumerate(PHASES):
@@ -117,18 +120,17 @@ def test_an_imported_pair_is_registered_once_promoted_and_generated_from(evaluat
     store = connection.connect()
     version = store.versions.by_alias(NAME, "candidate")
     assert version.tags["retention"] == "1.0" and version.tags["bundle_digest"] == bundle_digest("theirs")
-    run = store.client.get_run(version.run_id)
+    run = client().get_run(version.run_id)
     assert run.data.tags["provenance"] == version.tags["provenance"] == UNKNOWN
     assert not {"git_revision", "dvc_experiment"} & (run.data.tags.keys() | version.tags.keys())
     assert run.info.run_name == "bundle theirs"
     assert run.data.params["bundle.path"] == "official" and run.data.params["teacher.steps"] == "10"
     assert not any(key.startswith(("train", "partition", "student")) for key in run.data.params)
     assert run.data.metrics["arms.student.retention"] == 1
-    children = store.client.search_runs(
-        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{version.run_id}'"
-    )  # no stage is made up
+    query = f"tags.`mlflow.parentRunId` = '{version.run_id}'"
+    children = client().search_runs([run.info.experiment_id], query)  # no stage is made up
     assert [child.info.run_name for child in children] == ["register"]
-    shown = {file.path for file in store.client.list_artifacts(version.run_id, "evaluation-theirs")}
+    shown = {file.path for file in client().list_artifacts(version.run_id, "evaluation-theirs")}
     assert shown == {f"evaluation-theirs/{name}" for name in OUTPUTS}
 
     assert done("promote") == f"{NAME} version 1 is champion (retention 100.0 %)\n"

@@ -225,7 +225,7 @@ def test_a_quantised_weight_is_rounded_after_the_addition(teachers, here, kind):
     expected[0].weight.data = (original.float() + delta).bfloat16()
     from torchao import quantize_
 
-    quantize_(expected, quantization._torchao(kind))
+    quantize_(expected, quantization.config(kind, torch.bfloat16).quant_mapping["transformer"].quant_type)
     assert torch.equal(fused.get_submodule(name).weight.dequantize(), expected[0].weight.dequantize())
     bare = load(path, dtype="bf16", quantization=kind).transformer
     assert type(bare.get_submodule(name).weight) is type(fused.get_submodule(name).weight)
