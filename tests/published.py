@@ -71,9 +71,7 @@ stages:
 
 def client() -> "MlflowClient":
     """MLflow's own client of the project's registry."""
-    from mlflow import MlflowClient  # takes a second, and only some tests need it
-
-    return MlflowClient(tracking_uri=connection.connect().uri)
+    return connection.connect().client
 
 
 def write_project(folder: Path, seed: int = 0, retention: float = 0.97) -> Path:
