@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from measurements import errors, gpu, handoff
+from measurements import benchmarks, errors, gpu, handoff
 from pipeline import params
 from tests.published import write_bundle
 from tests.tiny import make_tiny_flux
@@ -82,3 +82,9 @@ def test_the_errors_of_a_student_are_told_by_step_and_by_phase(project, tmp_path
 def test_the_page_of_errors_is_what_the_command_makes_of_its_figures():
     found = json.loads((handoff.DOCS / "errors.json").read_text())
     assert (handoff.DOCS / "errors.md").read_text() == errors.page(found)
+
+
+def test_the_cost_of_the_benchmarks_is_what_the_command_makes_of_the_cost():
+    found = json.loads((handoff.DOCS / "cost.json").read_text())
+    assert (handoff.DOCS / "benchmarks.md").read_text() == benchmarks.page(found)
+    assert " 24,792 " in benchmarks.page(found), "images of an arm in all benchmarks in English"
