@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def generate(
             missing = {row for row in asked if not _finished(folder / row.name, row, key)}
             if missing:
                 shard = Shard(tuple(row.prompt for row in rows), tuple(row.seed for row in rows))
-                made = arm.inputs.sampler.images(arm.arm, shard)
+                with _without_warnings():
+                    made = arm.inputs.sampler.images(arm.arm, shard)
                 for row, image in zip(rows, made, strict=True):
                     if row in missing:
                         image_files.save(image, folder / row.name, _texts(row, key))
@@ -133,6 +135,19 @@ def _batches(every: Sequence[Item], seeds: int, settings: Settings) -> Iterator[
     size = max(settings.batch // seeds * seeds, min(settings.batch, seeds))
     for first in range(0, len(rows), size):
         yield rows[first : first + size]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps diffusers from printing the end of each long prompt: FLUX.1's CLIP reads only the first 77 tokens of any."""
+    import diffusers.utils.logging as log
+
+    before = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
 
 
 def _texts(row: Row, key: str) -> dict[str, str]:
