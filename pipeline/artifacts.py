@@ -1,7 +1,7 @@
 """Where every artifact lies and how it is written: whole or not at all.
 
-Inputs and outputs are relative to the working directory, which `dvc exp run --temp` moves; checkpoints are under
-`$DVC_ROOT`, which it leaves at the main repository.
+Inputs and outputs are relative to the working directory, which `dvc exp run --temp` moves. Checkpoints are under
+`$DVC_ROOT`, which stays the main repository.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ def checkpoint_dir(stage: str, key: str) -> Path:
 
     Args:
         stage: The stage's name.
-        key: What the work depends on, as `digest_of` gives it: another key is another folder, so that no checkpoint
-            reaches a run with other parameters, inputs or code.
+        key: Digest (see `digest_of`) of everything that the work depends on. Another key is another folder, so that no
+            checkpoint reaches a run with other parameters, inputs or code.
     """
     folder = dvc_root() / ".glance" / "checkpoints" / stage / key.removeprefix("sha256:")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        if error.filename is None:  # a failed write does not know its file
+        if error.filename is None:  # the error of a failed write does not name the file
             error.filename = str(path)
         raise
     finally:
@@ -74,7 +74,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path`, which it replaces on success and which is removed on failure."""
+    """Yields an empty temporary folder beside `path`: it replaces `path` on success, and is removed on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -91,18 +91,18 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 def link_or_copy(source: str | Path, target: str | Path) -> None:
     """Makes `target` the same file as `source`, or a copy where there are no hard links between the two."""
     try:
-        os.link(os.path.realpath(source), target)  # the file, where `source` is a symbolic link as in the hub's cache
+        os.link(os.path.realpath(source), target)  # not a link to a link, such as the hub's cache holds
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
 
 
 def named(path: str) -> Path:
-    """The file that a UTF-8 text such as params.yaml names, also where the locale has no letters for its name."""
+    """The path that a UTF-8 text such as params.yaml names, even if the locale lacks letters of the path."""
     return Path(os.fsdecode(path.encode("utf-8")))
 
 
 def legible(message: str) -> str:
-    """A message in which the names of files have their letters, also where the locale lacks them."""
+    """A message with all letters of its file names, even if the locale lacks them."""
     return message.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -159,7 +159,7 @@ def save_safetensors(
     with atomic_file(path) as partial:
         try:
             save_file(contiguous, partial, metadata=dict(metadata or {}))
-            partial.chmod(0o644)  # safetensors would leave it to its owner alone
+            partial.chmod(0o644)  # safetensors lets the file's owner alone read it
         except SafetensorError as error:  # wraps the system's error in text
             code = re.search(r"os error (\d+)", str(error))
             if code is None:
@@ -188,12 +188,12 @@ def file_digest(path: str | Path) -> str:
 
 
 def foreign(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or a note of the operating system or of Python: no content."""
+    """Whether a file or folder of this name is hidden, or made by the operating system or Python for themselves."""
     return name.startswith(".") or name.lower() in FOREIGN
 
 
 def files(folder: str | Path) -> list[str]:
-    """The names of a folder's files below it, sorted; links are followed, and what is `foreign` is left out.
+    """Sorted paths of all files in a folder, relative to the folder; follows links, and skips `foreign` names.
 
     Raises:
         ValueError: A link leads nowhere, or to a folder that holds the link.
@@ -221,7 +221,7 @@ def folder_digest(path: str | Path) -> str:
     """SHA-256 of the names and bytes of a folder's `files`, as "sha256:<hex>".
 
     Raises:
-        FileNotFoundError: There is no file.
+        FileNotFoundError: The folder holds no file.
         ValueError: As `files` does.
     """
     path = Path(path)
@@ -237,14 +237,14 @@ def digest_of(content: Any) -> str:
 
 
 def code_digest(patterns: Sequence[str] = ("pipeline/**/*.py", "stages/*.py")) -> str:
-    """Hex digest of this project's own source as it was imported: the library and the stages, or some files of it."""
+    """Hex digest of this project's source files that match the patterns, in the checkout that was imported."""
     root = Path(__file__).resolve().parent.parent
     files = sorted({file for pattern in patterns for file in root.glob(pattern)})
     return digest_of([[file.relative_to(root).as_posix(), file_digest(file)] for file in files])
 
 
 def other_checkout() -> str | None:
-    """Says that another checkout's code runs than that of the working directory; None where it has none, or it runs."""
+    """A sentence if the code that runs is not the working directory's; None if it is, or the directory has no code."""
     for package in ("pipeline", "stages"):
         own, running = Path.cwd() / package, sys.modules.get(package)
         if running is not None and running.__file__ is not None and (own / "__init__.py").is_file():

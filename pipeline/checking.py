@@ -1,6 +1,6 @@
 """Looks up, in seconds, every name, file and pair of values in params.yaml that a stage would refuse hours later.
 
-Nothing is judged here: each check calls the function with which the stage itself refuses, in the same words.
+This module has no rules of its own: each check calls the function with which the stage itself refuses a value.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from pipeline.backbones.stock import StockBackbone
 
 PASSED = {"params.yaml": "valid"}
-"""What the stage writes: the same bytes for all parameters, so that changing one makes nothing stale by itself."""
+"""The output of the stage: the same bytes for all parameters, so that this file makes no later stage stale."""
 
 
 def load(path: str | Path = "params.yaml") -> Params:
-    """Reads a parameter file, and looks up all that it names.
+    """Reads a parameter file, and looks up everything that the file names.
 
     Raises:
         ValueError: The file is missing or no YAML.
-        Faults: Everything that is wrong, a sentence each.
+        Faults: Every fault, one sentence each.
     """
     values, found = params.sift(params.read(path))
     teacher = _Teacher(values)
@@ -45,7 +45,7 @@ def load(path: str | Path = "params.yaml") -> Params:
 
 
 class _Teacher:
-    """What the teacher's folder says without its weights. Each property raises as `backbones.load` does, every time."""
+    """The teacher's folder without its weights. Each property raises as `backbones.load` does, at every access."""
 
     def __init__(self, values: Params):
         self._values = values
@@ -65,7 +65,7 @@ class _Teacher:
 
     @cached_property
     def backbone(self) -> StockBackbone:
-        _ = self.family  # refuses a missing folder with how to get it
+        _ = self.family  # refuses a missing folder, and says how to get the folder
         return backbones.load(self.path, "cpu", parts=())
 
     @cached_property
@@ -81,7 +81,7 @@ def _steps(values: Params, teacher: _Teacher) -> None:
     params.check_steps(values)
     try:
         schedule = teacher.schedule
-    except (ValueError, OSError, WrongValue):  # which another check says; only a stretched schedule matters here
+    except (ValueError, OSError, WrongValue):  # another check reports it; only a stretched schedule matters here
         schedule = Schedule(mu=0.0)
     partition.compute(values, schedule)
 
@@ -139,7 +139,7 @@ def _quantization(values: Params, teacher: _Teacher) -> None:
         try:
             device = backbones.resolve_device(values.runtime.device)
         except ValueError:
-            device = torch.device("cuda")  # another check says that it is not there
+            device = torch.device("cuda")  # another check reports the missing device
         quantization.require(values.teacher.quantization, device)
 
 
@@ -181,4 +181,4 @@ CHECKS: tuple[Callable[[Params, _Teacher], None], ...] = (
     _swaps,
     _evaluated_prompts,
 )
-"""In the order of params.yaml, each alone: what one refuses keeps none of the others from being made."""
+"""In the order of params.yaml. Every check runs, whatever the others refuse."""

@@ -38,6 +38,6 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, what
 def set_threads(threads: int) -> None:
     """Sets the CPU threads of torch; 0 leaves its default."""
     if threads:
-        import torch  # costs a second, and only some stages need it
+        import torch  # the import takes a second, and only some stages need it
 
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""What a machine and a checkout need for the pipeline, one check per thing: what is wrong, and the fix."""
+"""Checks what the pipeline needs of a machine and a checkout, one function per need: the fault, and its fix."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ DISTRIBUTION = "glance-pipeline"
 
 
 class Finding(NamedTuple):
-    """What a check saw; `fix` says what to do when it is not ok."""
+    """The result of a check; `fix` says what to do if `ok` is False."""
 
     ok: bool
     text: str
@@ -84,7 +84,7 @@ def packages() -> Finding:
 
 
 def parameters() -> Finding:
-    """Does params.yaml hold what the stages expect, and is there all that it names?"""
+    """Is params.yaml valid, and does everything that it names exist?"""
     from pipeline import checking
 
     try:
@@ -97,12 +97,12 @@ def parameters() -> Finding:
 
 
 def teacher() -> Finding:
-    """Is the teacher there with its LoRAs, can it be followed as params.yaml says, and was the bundle made for it?"""
+    """Are the teacher and its LoRAs there, do they fit params.yaml, and was the bundle made for this teacher?"""
     try:
         loaded = params.load()
         settings = loaded.teacher
     except ValueError:
-        return Finding(False, "params.yaml does not say where it is", "correct params.yaml")
+        return Finding(False, "params.yaml does not say where the teacher is", "correct params.yaml")
     path = Path(settings.path)
     if not path.is_dir():
         fix = (
@@ -213,7 +213,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _misfit(requirement: Requirement) -> str | None:
-    """What is wrong with a required package, if anything is."""
+    """What is wrong with a required package; None if nothing is."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:

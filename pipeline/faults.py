@@ -1,11 +1,11 @@
-"""Everything that is wrong, in one go: checks that do not stop at the first refusal."""
+"""Collects every fault in one go: checks that do not stop at the first refusal."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
 class Faults(ValueError):
-    """Everything that is wrong, a sentence each; as a text the first of them, and how many follow."""
+    """Every fault, one sentence each; as text, the first sentence and the number of the others."""
 
     def __init__(self, sentences: Iterable[str]):
         self.sentences = tuple(sentences)
@@ -14,11 +14,11 @@ class Faults(ValueError):
 
 
 class WrongValue(Exception):
-    """A check asked for a value that is wrong or missing itself, and is refused for that already."""
+    """A check asked for a value that another check has refused already, as wrong or missing."""
 
 
 class RightValues:
-    """A file or a section without its wrong values, in place of its dataclass; asking for one raises WrongValue."""
+    """The valid values of a file or section, in place of its dataclass; asking for a wrong one raises WrongValue."""
 
     def __init__(self, values: Mapping[str, Any]):
         vars(self).update(values)
@@ -28,7 +28,7 @@ class RightValues:
 
 
 def refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
-    """What the checks refuse, each sentence once. A check of a value that is wrong itself is left out."""
+    """The sentences of the checks that refuse, each once. A check that asks for a refused value is skipped."""
     found: list[str] = []
     for check in checks:
         try:
@@ -45,7 +45,7 @@ def refusals(checks: Iterable[Callable[[], object]]) -> list[str]:
 
 
 def require_all(checks: Iterable[Callable[[], object]]) -> None:
-    """Makes every check; raises Faults with all that they refuse."""
+    """Runs every check; raises Faults with the sentences of all that refuse."""
     found = refusals(checks)
     if found:
         raise Faults(found)

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline import artifacts
 
 DAMAGED = (BadZipFile, EOFError, LZMAError, OSError, RuntimeError, ValueError, zlib.error)
-"""What reading a damaged archive raises: a flipped bit may also stand for a compression or a cipher."""
+"""Errors of reading a damaged archive; a flipped bit can look like an unknown compression or a cipher."""
 
 
 def pack(path: Path, images: np.ndarray, names: Sequence[object]) -> None:
@@ -22,14 +22,14 @@ def pack(path: Path, images: np.ndarray, names: Sequence[object]) -> None:
     Args:
         path: The archive.
         images: uint8 (B, H, W, 3).
-        names: Of each image.
+        names: Name of each image.
     """
     buffer = io.BytesIO()
     with ZipFile(buffer, "w") as archive:  # stored as they are: a PNG is compressed already
         for image, name in zip(images, names, strict=True):
             png = io.BytesIO()
             Image.fromarray(image).save(png, format="PNG")
-            archive.writestr(ZipInfo(f"{name}.png"), png.getvalue())  # a ZipInfo of its own has no time of day
+            archive.writestr(ZipInfo(f"{name}.png"), png.getvalue())  # a new ZipInfo has a fixed date
     with artifacts.atomic_file(path) as partial:
         partial.write_bytes(buffer.getbuffer())
 
@@ -51,7 +51,7 @@ def unpack(path: Path) -> np.ndarray:
 
 
 def intact(path: Path, names: Sequence[object]) -> bool:
-    """Whether an archive is there with images of these names, and they match their checksums."""
+    """Whether the archive exists, holds images of exactly these names, and matches its checksums."""
     try:
         with ZipFile(path) as archive:
             return archive.namelist() == [f"{name}.png" for name in names] and archive.testzip() is None

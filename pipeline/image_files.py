@@ -1,4 +1,4 @@
-"""Images as PNG files, each its own or all in one grid."""
+"""Images as PNG files: one file per image, or all images in one grid."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ GRID_PIXELS = 2**27  # 400 MB in memory, and three quarters of what Pillow opens
 
 
 def names(prompts: Sequence[str]) -> list[str]:
-    """The file names of the images of prompts: a number by which they sort, and the prompt's Latin letters."""
+    """File names for the prompts' images: a number that sorts them, then the prompt's Latin letters and digits."""
     digits = max(3, len(str(len(prompts) - 1)))
     stems = (re.sub(r"[^a-z0-9]+", "-", f"{i:0{digits}d} {prompt.lower()}"[:64]) for i, prompt in enumerate(prompts))
     return [f"{stem.strip('-')}.png" for stem in stems]
@@ -43,7 +43,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def texts(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG file; {} where there is no file, or one that is broken or cut off."""
+    """The text chunks of a PNG file; {} where the file is missing, broken or cut off."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             found = {str(keyword): text for keyword, text in image.info.items() if isinstance(text, str)}
@@ -54,15 +54,15 @@ def texts(path: Path) -> dict[str, str]:
 
 
 class Grid:
-    """Images side by side, nearly as many down as across, row by row on black; one image is itself.
+    """Images in a nearly square grid, row by row on black; the grid of one image is that image.
 
     Args:
         count: How many images.
-        height: Of each, in pixels.
-        width: Of each, in pixels.
+        height: Height of each image, in pixels.
+        width: Width of each image, in pixels.
 
     Raises:
-        ValueError: They are too many for one picture.
+        ValueError: The images are too many for one picture.
     """
 
     def __init__(self, count: int, height: int, width: int) -> None:

@@ -1,4 +1,4 @@
-"""What lies under `$DVC_ROOT/.glance` and can be made or got again: how much of it is kept, and how it is removed."""
+"""Limits and removes the files under `$DVC_ROOT/.glance` that can be made or downloaded again."""
 
 import shutil
 from collections.abc import Collection
@@ -13,7 +13,7 @@ FOLDERS = ("cache", "checkpoints", "bundles", "downloads", "benchmarks")
 
 
 class Freed(NamedTuple):
-    """What was removed of a folder."""
+    """What was removed from a folder."""
 
     folder: Path
     files: int
@@ -26,14 +26,14 @@ def folder(name: str) -> Path:
 
 
 def trim(limit_gb: float, used: Collection[Path]) -> Freed:
-    """Removes the least recently used files of the cache until it holds at most so many GB.
+    """Removes the least recently used files of the cache until it holds at most limit_gb.
 
-    A file's time of change says when it was used last: who reads one sets it anew. Files that are still being written,
-    whose names start with a dot, are left alone.
+    A file's modification time says when the file was used last, since every reader updates it. Files that are still
+    being written stay; their names start with a dot.
 
     Args:
         limit_gb: In 10^9 bytes.
-        used: Files that stay whatever the limit is: those of the run that asks.
+        used: Files of the calling run, which stay whatever the limit is.
     """
     cache, found = folder("cache"), []
     for file in cache.rglob("[!.]*"):

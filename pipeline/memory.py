@@ -1,4 +1,4 @@
-"""Estimates, before anything is loaded, what a teacher takes on the device and its trajectories on disk."""
+"""Estimates, before anything is loaded, a teacher's memory on the device and its trajectories' size on disk."""
 
 import os
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pipeline.params import Params
 
 GIB = 2**30
 BYTES = {"fp32": 4.0, "bf16": 2.0}
-QUANTISED_BYTES = {"int8": 1.01, "fp8": 1.01, "nf4": 0.57}  # with the scales of rows or of blocks of 64
+QUANTISED_BYTES = {"int8": 1.01, "fp8": 1.01, "nf4": 0.57}  # with one scale per row or per block of 64
 ADAPTER_BYTES = 16  # float32: weight, gradient and two moments of AdamW
 LIVE = (
     24  # tensors of (tokens, width) that one block holds at once: norms, q, k, v, attention, the MLP's four-fold width
@@ -36,7 +36,7 @@ class Estimate:
 
     @property
     def peaks(self) -> dict[str, float]:
-        """The peaks on the device, by the word that `out_of_memory.advice` has for the work."""
+        """The peaks on the device by task, with the names that `out_of_memory.advice` takes."""
         return {"recording": self.recording, "training": self.training, "evaluating": self.evaluating}
 
     @property
@@ -46,7 +46,7 @@ class Estimate:
 
 
 def estimate(params: Params) -> Estimate:
-    """What recording, training and evaluating with these parameters take.
+    """The bytes that recording, training and evaluating with these parameters take.
 
     Raises:
         ValueError: The teacher is missing or of no known family, or training.targets is unknown.
@@ -86,7 +86,7 @@ def capacity(device: str) -> float:
 
 
 def advice(params: Params, needed: Estimate, have: float) -> str:
-    """The cheapest change to make first, for the first work that does not fit into `have` bytes."""
+    """The cheapest change that shrinks the first task that does not fit into `have` bytes."""
     work = next(work for work, peak in needed.peaks.items() if peak > have)
     gpu = backbones.resolve_device(params.runtime.device).type != "cpu"
     return out_of_memory.advice(params, work, gpu)[0]
@@ -100,7 +100,7 @@ def _weights(skeleton: nn.Module, dtype: str, quantization: str) -> float:
 
 
 def _width(skeleton: nn.Module) -> int:
-    """Of the residual stream: the attention projections' input."""
+    """Width of the residual stream, which is the input width of the attention projections."""
     return max(m.in_features for name, m in skeleton.named_modules() if name.endswith("to_q"))
 
 

@@ -1,10 +1,10 @@
-"""Looks a name up in the table that holds it; an unknown one is refused with the known name that is nearest to it."""
+"""Looks a name up in a table; refuses an unknown name, and suggests the nearest known one."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-LIKENESS = 0.5  # share of letters in common: two exchanged ones in a name of four still count as near
+LIKENESS = 0.5  # share of letters in common: a name of four letters with two exchanged still counts as near
 
 
 def check(key: str, name: object, known: Iterable[str], rule: str = "be one of", where: str = "") -> None:
@@ -14,8 +14,8 @@ def check(key: str, name: object, known: Iterable[str], rule: str = "be one of",
         key: The parameter or option that holds the name, for the message.
         name: What is looked up.
         known: The names of the table.
-        rule: How the message says that: "be one of", or "be among" for one of several names.
-        where: What the message says after the known names, such as " for flux".
+        rule: Words after "must" in the message: "be one of", or "be among" for one of several names.
+        where: Words after the known names in the message, such as " for flux".
 
     Raises:
         ValueError: `name` is not among `known`.
@@ -32,7 +32,7 @@ def meant(name: object, known: Iterable[str]) -> str:
 
 
 def meant_path(path: str | Path) -> str:
-    """The same for a file or folder that is missing, among what lies beside it."""
+    """The same end of a message for a missing file or folder, with the nearest name in its parent folder."""
     path = Path(path)
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     found = nearest(path.name, beside)
@@ -40,7 +40,7 @@ def meant_path(path: str | Path) -> str:
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that is nearest in its letters, whatever their case; None where none is near."""
+    """The known name with the most similar letters, ignoring case; None where none is near."""
     if not isinstance(name, str):
         return None
     by_letters = {other.lower(): other for other in known}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What torch's RuntimeErrors say of a GPU or a CPU without memory left."""
+"""Words of torch's RuntimeErrors when a GPU or a CPU has no memory left."""
 
 SMALLER = {"none": "int8", "int8": "nf4", "fp8": "nf4"}
 """The next smaller kind of quantisation; nf4 needs a GPU."""
@@ -25,25 +25,25 @@ STAGES = {
     "time_arms": "evaluating",
     "evaluate": "scoring",
 }
-"""The work of the stages that need much memory."""
+"""The task of each stage that needs much memory."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the device or beside it."""
+    """Whether an error says that memory ran out, on a GPU or in main memory."""
     said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
     return said or isinstance(error, MemoryError)
 
 
 def on_gpu(error: BaseException) -> bool:
-    """Whether it was a GPU's."""
+    """Whether the memory that ran out was a GPU's."""
     return not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error)
 
 
 def advice(params: Params, work: str | None, gpu: bool) -> list[str]:
-    """What makes a work smaller, the cheapest first; empty for a work that needs little.
+    """The changes that make a task need less memory, the cheapest first; empty for a task that needs little.
 
     Args:
-        params: What is set already is not named again.
+        params: All parameters; a change that is made already is left out.
         work: "recording", "training", "evaluating", "scoring" or another.
         gpu: Whether the model runs on a GPU; on a CPU there is nowhere to offload to.
     """
@@ -57,7 +57,7 @@ def advice(params: Params, work: str | None, gpu: bool) -> list[str]:
     elif work == "evaluating":
         found += ["set runtime.offload to true"] * (gpu and not runtime.offload)
         found += ["lower evaluation.batch"] * (params.evaluation.batch > 1)
-    elif work == "scoring":  # without the model
+    elif work == "scoring":  # scoring runs without the model
         return ["lower evaluation.bootstrap", *["lower evaluation.batch"] * (params.evaluation.batch > 1)]
     else:
         return []
@@ -66,7 +66,7 @@ def advice(params: Params, work: str | None, gpu: bool) -> list[str]:
 
 
 def generating(options: Mapping[str, Any], gpu: bool) -> list[str]:
-    """The same of `glance generate`, by its options; empty for a command that has other ones."""
+    """The same changes as options of `glance generate`; empty for a command with other options."""
     if "offload" not in options:
         return []
     found = ["add --offload"] * (gpu and not options["offload"]) + ["lower --batch"] * (options["batch"] > 1)

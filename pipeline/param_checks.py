@@ -1,4 +1,4 @@
-"""Refuses a wrong key, type or range in a section of params.yaml, each in a sentence."""
+"""Refuses a wrong key, type or range in a section of params.yaml, with one sentence per fault."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from pipeline import names, styles
 from pipeline.faults import RightValues, refusals, require_all
 from pipeline.styles import Lora
 
-LARGEST = 10**14  # of an integer that has no bound of its own: sizes are products of some, which must fit into 64 bits
+LARGEST = 10**14  # bound of integers without their own: sizes are products of integers and must fit into 64 bits
 
 TYPE_NAMES = {
     bool: "true or false",
@@ -31,20 +31,20 @@ def number(*, at_least: float | None = None, above: float | None = None, at_most
 
 
 def text(pattern: str, rule: str) -> Any:
-    """The field of a section that holds a text of a pattern; `rule` ends the sentence "it must ..."."""
+    """The field of a section that holds a text matching a pattern; `rule` ends the sentence "<key> must ..."."""
     return field(metadata={"pattern": pattern, "rule": rule})
 
 
 def check_section(name: str, cls: type, content: Any) -> tuple[Any, list[str]]:
-    """A section as its dataclass, and a sentence for everything that is wrong with it.
+    """A section as its dataclass, and one sentence per fault.
 
     Args:
-        name: Of the section.
-        cls: The dataclass; each field has its type, and its range if it was made by `number` or `text`.
+        name: The section's name.
+        cls: The dataclass. Each field has a type; a field made by `number` or `text` has a range or pattern too.
         content: The section as the file has it.
 
     Returns:
-        The dataclass, or RightValues where a sentence says what is wrong, and the sentences.
+        The dataclass, or RightValues if there is a fault; and the sentences.
     """
     types = get_type_hints(cls)
     found, values = wrong_keys(name, types, content), {}
@@ -57,7 +57,7 @@ def check_section(name: str, cls: type, content: Any) -> tuple[Any, list[str]]:
 
 
 def wrong_keys(where: str, known: dict[str, Any], content: Any) -> list[str]:
-    """Sentences on the keys of a section, or of the file; a misspelt key is one, not an unknown and a missing one."""
+    """One sentence per wrong key of a section or of the file. A misspelt key is not reported as missing too."""
     if not isinstance(content, dict):
         return [f"{where} must hold the keys {', '.join(known)}, got {_shown(content)}"]
     prefix = "" if where == "params.yaml" else f"{where}."
@@ -79,7 +79,7 @@ def _value(key: str, rules: Mapping[str, Any], wanted: Any, value: Any) -> Any:
     fits = {
         bool: isinstance(value, bool),
         int: numeric and isinstance(value, int),
-        float: numeric and abs(value) <= sys.float_info.max,  # neither nan nor inf is
+        float: numeric and abs(value) <= sys.float_info.max,  # refuses nan and inf
         str: isinstance(value, str),
         str | None: value is None or isinstance(value, str) and value != "",
         tuple[str, ...]: texts,

@@ -1,4 +1,4 @@
-"""params.yaml as frozen dataclasses, one a section; a wrong key, type or range is refused when it is loaded."""
+"""params.yaml as frozen dataclasses, one per section; loading refuses a wrong key, type or range."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherParams:
-    """The model that is followed, and how it is run."""
+    """The model that the student follows, and how this model is run."""
 
     path: str = text(r".+", "name a folder")
     family: str = text(r".+", "name a family")
@@ -47,7 +47,7 @@ class TeacherParams:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoriesParams:
-    """What of the teacher is recorded."""
+    """Which runs of the teacher are recorded, and how."""
 
     prompts_file: str | None
     prompts: int = number(at_least=1)
@@ -60,7 +60,7 @@ class TrajectoriesParams:
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorsParams:
-    """Other prompts, under which the student is kept at the guided base."""
+    """Other prompts, for which the student is trained to follow the guided base."""
 
     prompts_file: str | None
     prompts: int = number(at_least=0)
@@ -79,7 +79,7 @@ class PartitionParams:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingParams:
-    """What both phases' trainings share."""
+    """The settings that both phases' trainings share."""
 
     objective: str = text(r".+", "name an objective")
     rank: int = number(at_least=1)
@@ -146,7 +146,7 @@ class EvaluationParams:
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterParams:
-    """Under what name a bundle is registered, and what a promotion asks of it."""
+    """The name under which a bundle is registered, and the retention that a promotion requires."""
 
     name: str = text(r"(?=.*\S)[^./:][^/:]{0,249}", "be at most 250 letters without / and :, the first no dot")
     min_retention: float = number(at_least=0, at_most=2)
@@ -221,7 +221,7 @@ def from_dict(content: Any) -> Params:
 
 
 def sift(content: Any) -> tuple[Params, list[str]]:
-    """The right values of a parameter file's content, and a sentence for everything that is wrong with it."""
+    """The valid values of a parameter file's content, and one sentence per fault."""
     sections = get_type_hints(Params)
     found, values = wrong_keys("params.yaml", sections, content), {}
     for name, cls in sections.items():
@@ -233,7 +233,7 @@ def sift(content: Any) -> tuple[Params, list[str]]:
 
 
 def check_steps(params: Params) -> None:
-    """Raises ValueError where the recorded steps do not divide the teacher's, or the student has more than those."""
+    """Raises ValueError where the recorded steps do not divide the teacher's, or the student has more than recorded."""
     steps, recorded = params.teacher.steps, params.trajectories.steps
     if steps % recorded:
         raise ValueError(f"trajectories.steps must divide teacher.steps = {steps}, got {recorded}")

@@ -26,13 +26,13 @@ class Phase:
     steps: tuple[int, ...]
     """Teacher step at which each student step starts, length S."""
     end: int
-    """Teacher step at which the last one ends: the other phase's first, or the teacher's number of steps."""
+    """Teacher step at which the last student step ends: the fast phase's first, or the teacher's number of steps."""
     u: tuple[float, ...]
     """Base level at each start, length S."""
     sigmas: tuple[float, ...]
     """Noise level at each start, then at the end, length S + 1."""
     timesteps: tuple[float, ...]
-    """1000 sigma at each start: what the model is told, length S."""
+    """1000 sigma at each start, which the transformer reads, length S."""
     snr: tuple[float, ...]
     """Signal-to-noise ratio at each start, length S."""
 
@@ -54,7 +54,7 @@ class Partition:
 
     @property
     def handoff(self) -> float:
-        """The sigma where slow gives to fast."""
+        """The sigma at which the slow phase ends and the fast phase starts."""
         return self.fast.sigmas[0]
 
     @property
@@ -64,7 +64,7 @@ class Partition:
 
     @property
     def u(self) -> tuple[float, ...]:
-        """Base levels of the K starts: what stock pipelines take as `sigmas`."""
+        """Base levels of the K starts, which stock pipelines take as `sigmas`."""
         return self.slow.u + self.fast.u
 
     @property
@@ -90,10 +90,10 @@ class Partition:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Partition":
-        """Reads what to_json gave.
+        """Reads the output of to_json.
 
         Raises:
-            ValueError: A key is missing, or the version is another one.
+            ValueError: A key is missing, or the version is not 1.
         """
         try:
             if content["version"] != 1:
@@ -109,13 +109,13 @@ class Partition:
 
 
 Rule = Callable[[PartitionParams, int], tuple[list[int], list[int]]]
-"""(settings, steps) -> which of so many even steps of the teacher the slow and the fast steps start at."""
+"""(settings, number of recorded steps) -> the recorded steps at which the slow and the fast steps start."""
 
 
 def snr(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]]:
     """The handoff is the first step with u <= threshold_u; each phase's steps lie evenly in its own part.
 
-    The SNR is a monotone function of u, and unlike one in sigma this threshold means the same at every resolution.
+    The SNR is a monotone function of u. A threshold in u means the same at every resolution, one in sigma does not.
 
     Raises:
         ValueError: The threshold leaves the fast phase without teacher steps.
@@ -131,13 +131,13 @@ def snr(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]
 
 
 def uniform(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]]:
-    """All steps evenly over the teacher's; the slow phase owns the first slow_steps of them."""
+    """Spreads all steps evenly over the recorded ones; the slow phase owns the first slow_steps."""
     steps = _spread(0, num_steps, settings.slow_steps + settings.fast_steps)
     return steps[: settings.slow_steps], steps[settings.slow_steps :]
 
 
 def official(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]]:
-    """The official Glance lists: slow evenly from u = 1 to .84, fast from .80 to 0, the last kept above 0.
+    """The official Glance lists: slow evenly from u = 1 to .84, fast from .80 to 0 with the last step kept above 0.
 
     With 5 + 5 of 50 steps that is 0 2 4 6 8 | 10 20 30 40 49. arXiv 2512.02899.
     """
@@ -157,11 +157,11 @@ def check(rule: str) -> None:
 def compute(params: Params, schedule: Schedule) -> Partition:
     """The partition that params.partition asks for, on the noise levels of a recording with this schedule.
 
-    Where the schedule stretches the last level of a run to a terminal value, the student's last step starts where the
-    recording's does: only so do both lie on the same levels, in stock pipelines too.
+    Some schedules stretch the last level of a run to a terminal value. There the student's last step starts where the
+    recording's last step starts. Otherwise the student's levels would differ from the recorded ones.
 
     Raises:
-        ValueError: The rule is unknown, or its steps do not fit into the recorded ones.
+        ValueError: The rule is unknown, or its steps do not fit into the recorded steps.
     """
     settings, num_steps = params.partition, params.trajectories.steps
     stride = params.teacher.steps // num_steps
@@ -188,7 +188,7 @@ def two_phase_plan(partition: Partition, slow: str | None = "slow", fast: str | 
 
 def plot(partition: Partition, path: str | Path) -> None:
     """Draws SNR over the teacher's steps, with the handoff and the steps that the student keeps."""
-    from matplotlib.figure import Figure  # takes a second, and only this function needs it
+    from matplotlib.figure import Figure  # the import takes a second, and only this function needs it
 
     ratios = flow.snr(partition.schedule.sigmas(base_levels(partition.teacher_steps))[:-1]).tolist()
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -205,7 +205,7 @@ def plot(partition: Partition, path: str | Path) -> None:
 
 
 def _phase(name: str, steps: list[int], end: int, levels: Tensor, schedule: Schedule, stride: int) -> Phase:
-    """A phase of recorded steps, each of them as long as `stride` steps of the teacher."""
+    """A phase of recorded steps; one recorded step is `stride` teacher steps."""
     sigmas = schedule.sigmas(levels)[[*steps, end]]
     return Phase(
         name=name,
@@ -219,23 +219,33 @@ def _phase(name: str, steps: list[int], end: int, levels: Tensor, schedule: Sche
 
 
 def _check(settings: PartitionParams, slow: list[int], fast: list[int], num_steps: int) -> None:
-    """A phase with more steps than recorded steps to choose from has some of them twice."""
+    """Refuses steps of a rule that do not make one path over the recorded steps.
+
+    Raises:
+        ValueError: A phase repeats a step, since it has fewer recorded steps than it needs; the phases overlap; the
+            first step is not 0; or the last step is not a recorded one.
+    """
     handoff = fast[0]
     for name, steps, room in (("slow", slow, handoff), ("fast", fast, num_steps - handoff)):
         if any(later <= earlier for earlier, later in pairwise(steps)) or len(steps) > room:
             raise ValueError(
-                f"partition.{name}_steps must fit into the {room} recorded steps that rule {settings.rule} gives it, "
-                f"got {len(steps)}"
+                f"partition.{name}_steps must fit into the {room} recorded steps that rule {settings.rule} gives the "
+                f"{name} phase, got {len(steps)}"
             )
     if slow[-1] >= handoff:
         raise ValueError(f"partition: slow steps {slow} must end before the first fast step {handoff}")
+    if slow[0] != 0 or fast[-1] >= num_steps:
+        raise ValueError(
+            f"partition.rule must give steps from 0 to at most {num_steps - 1}, "
+            f"got {slow} and {fast} from {settings.rule}"
+        )
 
 
 def _ending_with(steps: list[int], last: int) -> list[int]:
-    """As many steps, from the same first one on, evenly to `last`.
+    """As many steps, spread evenly from the same first step to `last`.
 
     Raises:
-        ValueError: One step cannot start at both.
+        ValueError: There is one step alone, which cannot start at both.
     """
     if steps[-1] == last:
         return steps
@@ -245,7 +255,7 @@ def _ending_with(steps: list[int], last: int) -> list[int]:
 
 
 def _spread(first: int, end: int, count: int) -> list[int]:
-    """`count` steps evenly from `first` on, so that the next one would be `end`."""
+    """`count` even steps from `first` on; the step after them would be `end`."""
     return [first + round(i * (end - first) / count) for i in range(count)]
 
 

@@ -10,7 +10,7 @@ from pipeline.names import meant_path
 from pipeline.scenes import captions
 
 LONGEST = 2**20  # bytes of a line; a file with a longer one is no list of prompts
-BLANK = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of what nobody sees: control, format, separators
+BLANK = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of invisible characters: control, format, separators
 ESCAPED = re.compile("[\udc80-\udcff]")  # how Python holds a byte that the locale has no letter for
 
 
@@ -21,7 +21,7 @@ def load_prompts(prompts_file: str | None, count: int, split: str, seed: int, se
         prompts_file: The file, as `read` takes it; None for the grammar.
         count: How many.
         split: The grammar's split: "train", "validation" or "evaluation".
-        seed: Of the grammar's draw.
+        seed: Seed of the draw from the grammar.
         section: The section of params.yaml that an error names.
 
     Raises:
@@ -34,15 +34,15 @@ def load_prompts(prompts_file: str | None, count: int, split: str, seed: int, se
             raise ValueError(f"{section}.{error}") from None  # "prompts must be ..."
     prompts = read(artifacts.named(prompts_file), f"{section}.prompts_file")
     if count > len(prompts):
-        raise ValueError(f"{section}.prompts must be at most {len(prompts)}, what {prompts_file} holds, got {count}")
+        raise ValueError(f"{section}.prompts must be at most {len(prompts)} with {prompts_file}, got {count}")
     return prompts[:count]
 
 
 def read(file: str | Path, key: str) -> list[str]:
-    """The prompts of a text file in UTF-8: one a line, in its order and as often as they are written.
+    """The prompts of a UTF-8 text file: one per line, in the file's order, repeated ones included.
 
-    Only LF and CRLF end a line. White space and byte order marks around a prompt are left out, and so are lines on
-    which nothing can be seen.
+    Only LF and CRLF end a line. White space and byte order marks around a prompt are removed. Lines without a visible
+    character are skipped.
 
     Args:
         file: The file.
@@ -65,13 +65,13 @@ def read(file: str | Path, key: str) -> list[str]:
 
 
 def clean(text: str) -> str:
-    """A prompt without the white space and the byte order marks around it; "" if nothing of it can be seen."""
+    """A prompt without the white space and the byte order marks around it; "" if no character is visible."""
     text = text.strip().strip("\ufeff").strip()
     return "" if all(unicodedata.category(character) in BLANK for character in text) else text
 
 
 def argument(text: str) -> str:
-    """A prompt of the command line, the same in every locale.
+    """A prompt of the command line, read as UTF-8 in every locale.
 
     Raises:
         ValueError: The bytes are not UTF-8.

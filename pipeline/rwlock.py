@@ -1,9 +1,9 @@
-"""[edge] DVC's record of who reads and writes what, `.dvc/tmp/rwlock`, which a DVC that was killed can leave unusable.
+"""[edge] Repairs DVC's record of readers and writers, `.dvc/tmp/rwlock`, which a killed DVC can leave unusable.
 
-DVC rewrites this JSON file at the start and at the end of every stage. Killed while it writes, it leaves half a file,
-and each later command fails with "JSON structure is corrupted". DVC itself removes the entries of dead processes,
-unless another program has got the number of the process since, as happens in containers: then each later command fails
-with "is busy". `python -m pipeline.rwlock` repairs both; `make run` starts with it.
+DVC rewrites this JSON file at the start and at the end of every stage. A DVC that is killed while writing leaves half a
+file, and each later command fails with "JSON structure is corrupted". DVC itself removes the entries of dead processes,
+but not where another program has got the process number since, as happens in containers. Then each later command fails
+with "is busy". `python -m pipeline.rwlock` repairs both faults, and `make run` starts with this command.
 """
 
 import json
@@ -16,7 +16,7 @@ import psutil
 
 TMP = Path(".dvc") / "tmp"
 LOCKS = ("lock", "rwlock.lock")  # of the repository, and of the record; DVC holds them for moments only
-CLOCK_S = 2  # how exact the start of a process is known
+CLOCK_S = 2  # precision of a process's start time
 BROKEN = "it was being written when DVC was killed, and every command of DVC fails until it is removed"
 
 
@@ -37,7 +37,7 @@ def fault(root: Path) -> str | None:
 
 
 def repair(root: Path) -> str | None:
-    """Removes an unusable record while no DVC runs in the repository, and holding the locks that DVC takes for it.
+    """Removes an unusable record, under the locks that DVC takes for the record.
 
     Returns:
         What was wrong, in words; None where nothing was.
@@ -48,7 +48,7 @@ def repair(root: Path) -> str | None:
     if fault(root) is None:
         return None
     with _alone(root):
-        found = fault(root)  # anew: until here another DVC may have been writing it
+        found = fault(root)  # again: until here another DVC may have been writing the record
         if found:
             (root / TMP / "rwlock").unlink()
         return found
@@ -59,7 +59,7 @@ def running(root: Path) -> str | None:
     for process in psutil.process_iter():
         try:
             command, folder = process.cmdline(), Path(process.cwd())
-        except (psutil.Error, OSError):  # it has ended, or is another user's
+        except (psutil.Error, OSError):  # the process has ended, or is another user's
             continue
         names = [Path(word).name for word in command[:4]]
         program = names and (names[0] == "dvc" or names[0].startswith("python") and "dvc" in names[1:])
@@ -70,7 +70,7 @@ def running(root: Path) -> str | None:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Holds the repository's lock and that of the record, as DVC does; no DVC runs here between its stages either."""
+    """Holds the locks of the repository and of the record, as DVC does; refuses a DVC between two stages as well."""
     from dvc.config import Config
     from dvc.lock import LockError, make_lock
 
@@ -93,7 +93,7 @@ def _entries(content: Mapping) -> Iterator[tuple[int, str]]:
 
 
 def _started(pid: int) -> float:
-    """When a process began, in seconds since 1970; 0 where there is none."""
+    """When a process began, in seconds since 1970; 0 where there is no such process."""
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:
@@ -102,7 +102,7 @@ def _started(pid: int) -> float:
 
 @click.command()
 def main() -> None:
-    """Remove DVC's record of readers and writers where a DVC that was killed left it unusable."""
+    """Remove DVC's record of readers and writers if a killed DVC left the record unusable."""
     try:
         found = repair(Path.cwd())
     except (ValueError, OSError) as error:

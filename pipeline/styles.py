@@ -1,4 +1,4 @@
-"""The LoRAs that are part of a teacher: files under loras/, each fused into its transformer with a weight."""
+"""The LoRAs that are part of a teacher: files under loras/, each fused into the teacher's transformer with a weight."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.artifacts import file_digest
 from pipeline.names import meant_path
 
-FOLDER = Path("loras")  # dvc.yaml lists it
+FOLDER = Path("loras")  # a dependency in dvc.yaml
 RULE = f"teacher.loras must hold FILE.safetensors or FILE.safetensors:WEIGHT with files under {FOLDER}/"
 HUB = re.compile(r"(?P<repository>[^/@\s]+/[^/@\s]+)@(?P<revision>[^/@\s]+)/(?P<filename>.+)")
 
@@ -19,9 +19,9 @@ class Lora:
     """One LoRA file of a teacher.
 
     Attributes:
-        file: Under FOLDER; owner/name@revision/... is a hub's file.
+        file: Path below FOLDER; owner/name@revision/... is a file of the hub.
         weight: W becomes W + weight B A.
-        sha256: Hex, of the bytes that it must have; None = any.
+        sha256: Hex digest that the file must have; None = any.
 
     Raises:
         ValueError: The file is no path of a safetensors file under FOLDER, or the weight is no finite number.
@@ -40,31 +40,31 @@ class Lora:
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """The path of the file."""
         return FOLDER / self.file
 
     @property
     def hub(self) -> re.Match | None:
-        """Its `repository`, `revision` and `filename` on the hub; None for a file of one's own."""
+        """`repository`, `revision` and `filename` of the hub's file; None for a file of one's own."""
         return HUB.fullmatch(self.file)
 
     @property
     def how_to_get(self) -> str:
-        """How to get it."""
+        """How to get the file, as the end of a message."""
         if self.hub:
             return f"run `glance fetch`, which gets what teacher.loras lists, or copy it to {self.path} yourself"
         return f"copy it to {self.path}; a hub's file is written owner/name@revision/FILE"
 
     def require(self) -> None:
-        """Raises ValueError unless its file is there."""
+        """Raises ValueError unless the file exists."""
         if not self.path.is_file():
             raise ValueError(f"the LoRA {self.path} is missing: {self.how_to_get}{meant_path(self.path)}")
 
     def digest(self) -> str:
-        """Of its bytes, "sha256:<hex>".
+        """Digest of the file's bytes, "sha256:<hex>".
 
         Raises:
-            ValueError: It is missing, or has not the bytes of `sha256`.
+            ValueError: The file is missing, or its bytes do not match `sha256`.
         """
         self.require()
         digest = file_digest(self.path)
@@ -85,15 +85,15 @@ def parse(text: str) -> Lora:
 
 
 def content(loras: Sequence[Lora]) -> list[tuple[str, float]]:
-    """Digest and weight of each: all that a fused transformer depends on. Raises ValueError as `Lora.digest` does."""
+    """(digest, weight) of each LoRA, all that fusing it depends on. Raises ValueError as `Lora.digest` does."""
     return [(lora.digest(), lora.weight) for lora in loras]
 
 
 def pinned(loras: Sequence[Lora]) -> tuple[Lora, ...]:
-    """The same with the digest of the bytes that each has now. Raises ValueError as `Lora.digest` does."""
+    """The LoRAs, with the present digest of each file as `sha256`. Raises ValueError as `Lora.digest` does."""
     return tuple(Lora(lora.file, lora.weight, lora.digest().removeprefix("sha256:")) for lora in loras)
 
 
 def missing(loras: Sequence[Lora]) -> list[Lora]:
-    """Those whose file is not there."""
+    """The LoRAs whose file is missing."""
     return [lora for lora in loras if not lora.path.is_file()]

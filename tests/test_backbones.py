@@ -282,7 +282,7 @@ def test_plain_weights_go_before_a_variant_and_one_variant_before_another(path, 
 def test_weights_that_are_pickles_alone_are_refused(path, tmp_path, file):
     folder = shutil.copytree(path, tmp_path / "teacher")
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").rename(folder / "transformer" / file)
-    with pytest.raises(ValueError, match=rf"transformer holds its weights as a pickle alone \({file}\), which"):
+    with pytest.raises(ValueError, match=rf"transformer holds its weights only as a pickle \({file}\), which"):
         backbones.load(folder, "cpu")
 
 

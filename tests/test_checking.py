@@ -99,7 +99,7 @@ def test_prompt_files_are_read(here, section):
 
     assert refusal("prompts/three.txt") == []
     (found,) = refusal("prompts/three.txt", 4)
-    assert found == f"{section}.prompts must be at most 3, what prompts/three.txt holds, got 4"
+    assert found == f"{section}.prompts must be at most 3 with prompts/three.txt, got 4"
     (found,) = refusal("prompts/trhee.txt")
     assert found.startswith(f"{section}.prompts_file must be a text file, got prompts/trhee.txt")
     (found,) = refusal("prompts/empty.txt")

@@ -72,7 +72,7 @@ def test_parameters(project):
     assert diagnosis.parameters().ok
     (project / "params.yaml").write_text("teacher: 3\n")
     assert wrong(diagnosis.parameters(), "trajectories is missing from params.yaml")
-    assert wrong(diagnosis.teacher(), "params.yaml does not say where it is")
+    assert wrong(diagnosis.teacher(), "params.yaml does not say where the teacher is")
 
 
 def test_teacher(project, monkeypatch):
@@ -100,7 +100,7 @@ def test_a_teacher_that_cannot_be_followed(project, kind):
 def test_a_teacher_of_pickles(project):
     folder = make_tiny_flux(project / "artifacts/teacher") / "vae"
     (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
-    assert wrong(diagnosis.teacher(), "artifacts/teacher/vae holds its weights as a pickle alone")
+    assert wrong(diagnosis.teacher(), "artifacts/teacher/vae holds its weights only as a pickle")
 
 
 @pytest.mark.parametrize(

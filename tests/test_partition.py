@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,8 +91,8 @@ def test_both_phases_are_one_path_on_the_teachers_levels(rule, teacher_steps):
     ("changes", "message"),
     [
         ({"rule": "golden"}, "partition.rule must be one of snr, uniform, official, got 'golden'"),
-        ({"slow_steps": 11}, "partition.slow_steps must fit into the 10 recorded steps that rule snr gives it, got 11"),
-        ({"fast_steps": 41}, "partition.fast_steps must fit into the 40 recorded steps that rule snr gives it, got 41"),
+        ({"slow_steps": 11}, "partition.slow_steps must fit into the 10 recorded steps that rule snr gives the slow"),
+        ({"fast_steps": 41}, "partition.fast_steps must fit into the 40 recorded steps that rule snr gives the fast"),
         ({"threshold_u": 1.0}, "partition.slow_steps must fit into the 0 recorded steps"),
         ({"threshold_u": 0.01}, "partition.threshold_u must be at least the last level 0.02, got 0.01"),
         ({"rule": "uniform", "slow_steps": 40, "fast_steps": 40}, "partition.slow_steps must fit into"),
@@ -102,6 +103,14 @@ def test_both_phases_are_one_path_on_the_teachers_levels(rule, teacher_steps):
 def test_a_split_that_collides_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         compute(params_with(**changes), FLUX_1024)
+
+
+@pytest.mark.parametrize(("slow", "fast"), [([1, 5], [10, 20]), ([-1, 5], [10, 20]), ([0, 5], [10, 50])])
+def test_a_rule_whose_steps_leave_the_recorded_path_is_refused(slow, fast, monkeypatch):
+    monkeypatch.setitem(RULES, "stray", lambda settings, num_steps: (slow, fast))
+    message = re.escape(f"partition.rule must give steps from 0 to at most 49, got {slow} and {fast} from stray")
+    with pytest.raises(ValueError, match=message):
+        compute(params_with(rule="stray"), FLUX_1024)
 
 
 @pytest.mark.parametrize("terminal", [None, 0.02])

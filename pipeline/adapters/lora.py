@@ -1,7 +1,7 @@
 """LoRA sets on a backbone and in files: y = (W + (alpha / rank) B A) x + b, one named set per phase.
 
 In memory a set is a state: {"<module>.lora_A.weight": (rank, in), "<module>.lora_B.weight": (out, rank)}. The modules
-are peft's, so its formats and those of diffusers apply.
+are peft's, so the formats of peft and of diffusers apply.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DIFFUSERS_PREFIX = "transformer."
 def add(
     backbone: Backbone, name: str, rank: int, alpha: float, targets: str, seed: int, key: str = "training.targets"
 ) -> LoraConfig:
-    """Puts a new adapter on the backbone, active and the only thing that trains; it changes nothing yet.
+    """Puts a new adapter on the backbone: active, the only trainable part, and without effect yet.
 
     A ~ N(0, 1 / rank^2) as in the official recipe, drawn on the CPU module by module in the order of their names;
     B = 0. Both are float32, whatever the backbone's dtype.
@@ -44,7 +44,7 @@ def add(
         rank: Columns of B and rows of A.
         alpha: The delta is (alpha / rank) B A.
         targets: A key of `backbone.lora_targets`.
-        seed: Of A.
+        seed: Seed of the draw of A.
         key: The parameter that `targets` comes from, for the message.
 
     Raises:
@@ -85,7 +85,7 @@ def parameters(transformer: nn.Module, name: str) -> list[nn.Parameter]:
 
 
 def select(transformer: nn.Module, name: str | None) -> None:
-    """Makes one adapter act, or none."""
+    """Activates one adapter, or none."""
     if name is None:
         transformer.disable_adapters()
     else:
@@ -96,8 +96,8 @@ def select(transformer: nn.Module, name: str | None) -> None:
 def merged_weights(transformer: nn.Module, name: str) -> dict[str, Tensor]:
     """W + (alpha / rank) B A of every adapted module, by parameter name; gradients reach A and B.
 
-    For `torch.func.functional_call` with no adapter selected: one product per module instead of three, which at the
-    widths and batches of a small transformer costs less than the low-rank path does.
+    For `torch.func.functional_call` with no adapter selected. One product per module instead of three costs less than
+    the low-rank path at the widths and batches of a small transformer.
     """
     return {
         f"{path}.base_layer.weight": torch.addmm(
@@ -114,7 +114,7 @@ def state(transformer: nn.Module, name: str) -> State:
 
 
 def fold_scale(state: Mapping[str, Tensor], alpha: float, rank: int) -> State:
-    """The state whose delta at alpha = rank equals this one's at `alpha`: B times alpha / rank.
+    """The state with B times alpha / rank: its delta at alpha = rank is the given state's at `alpha`.
 
     diffusers drops alpha where a file has no metadata, and loads with scale 1.
     """
@@ -138,7 +138,7 @@ def read(folder: str | Path) -> tuple[State, LoraConfig]:
     """Reads an adapter in peft's layout: its state with the scale folded into B, and its configuration.
 
     Raises:
-        ValueError: A file is missing, or one tensor is not a LoRA's, or a pair is none, see `check_whole`.
+        ValueError: A file is missing, a tensor is not a LoRA's, or a pair is refused, see `check_whole`.
     """
     folder = Path(folder)
     for file in (WEIGHTS, CONFIG):
@@ -163,7 +163,7 @@ def strip_prefix(tensors: Mapping[str, Tensor], prefix: str, source: str | Path)
 
 
 def parameter_count(state: Mapping[str, Tensor]) -> int:
-    """Numbers in an adapter."""
+    """Number of parameters of an adapter."""
     return sum(tensor.numel() for tensor in state.values())
 
 
@@ -187,10 +187,10 @@ def linear_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def check_whole(state: Mapping[str, Tensor], owner: str) -> None:
-    """Refuses an adapter that is no set of finite pairs; `owner` is what it is called in the message.
+    """Refuses an adapter that is no set of finite pairs (A, B); `owner` is the adapter's name in the message.
 
     Raises:
-        ValueError: An A has no B or the reverse, or a pair is none, see `check_pair`.
+        ValueError: An A has no B or the reverse, or a pair is refused, see `check_pair`.
     """
     for key in state:
         other = key.replace(".lora_A.", ".lora_B.") if ".lora_A." in key else key.replace(".lora_B.", ".lora_A.")
@@ -206,11 +206,10 @@ def check_pair(pair: Mapping[str, Tensor], owner: str) -> None:
 
     Args:
         pair: A, then B, under the names that the message gives them.
-        owner: What they belong to.
+        owner: What A and B belong to, for the message.
 
     Raises:
-        ValueError: One is no matrix, or their ranks differ or are 0, or a number in them or in their product is not
-            finite.
+        ValueError: A or B is no matrix, the ranks differ or are 0, or a number in A, B or their product is not finite.
     """
     (name_a, a), (name_b, b) = pair.items()
     sizes = tuple(a.shape), tuple(b.shape)
@@ -234,9 +233,9 @@ def check(
 
     Args:
         state: The adapter.
-        shapes: Of the base, see linear_shapes.
+        shapes: Shapes of the base's layers, see linear_shapes.
         owner: What the adapter is called in the message.
-        base: What the base is called there.
+        base: What the base is called in the message.
 
     Raises:
         ValueError: The adapter changes a module that the base does not have, or one of another shape.
@@ -252,7 +251,7 @@ def check(
 
 
 def _linear(module: nn.Module) -> bool:
-    """Whether an adapter can go there: a linear layer, bare or with adapters already."""
+    """Whether a module can carry an adapter: a linear layer, bare or with adapters already."""
     return isinstance(module.get_base_layer() if isinstance(module, LoraLayer) else module, nn.Linear)
 
 

@@ -1,4 +1,4 @@
-"""Reads the LoRA files of any trainer: every tensor becomes part of a change of weights, or the file is refused.
+"""Reads the LoRA files of any trainer: every tensor is part of a change of weights, or the file is refused.
 
 The layouts that are read, and who writes them, are listed in docs/lora_files.md.
 """
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pipeline.backbones.stock import StockBackbone
 
 DOTTED = ("model.diffusion_model.", "diffusion_model.", "transformer.", "")
-"""What stands before a layer's name; peft's own prefix may stand before that."""
+"""Prefixes of a layer's name; peft's own prefix may precede them."""
 FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
-"""What stands before a layer's name that is written with underscores."""
+"""Prefixes of a layer's name that is written with underscores."""
 TEXT_ENCODERS = ("text_encoder", "text_model.", "lora_te", "te1.", "te2.", "te3.", "clip_l.", "clip_g.", "t5xxl.")
 HALVES = {"lora_A": "A", "lora_down": "A", "lora.down": "A", "down": "A"} | {
     "lora_B": "B", "lora_up": "B", "lora.up": "B", "up": "B"
@@ -41,7 +41,7 @@ OTHER_KINDS = {
     "OFT": re.compile(r"\.b?oft_"),
 }
 ADDED = re.compile(r"\.(diff|diff_b|w_norm|b_norm|(lora_B|lora_up)(\.[^.]+)?\.bias)")
-"""What some files add to a bias, a norm or a whole weight: without effect where all of it is zero."""
+"""Tensors that some files add to a bias, a norm or a whole weight: without effect where they are zero."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Pair:
 
     Attributes:
         name: The layer, as the file spells it, with prefix.
-        keys: The tensors' names by what they are: "A", "B", "alpha".
+        keys: Each tensor's name in the file, by its role: "A", "B", "alpha".
     """
 
     name: str
@@ -66,8 +66,8 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
 
     Raises:
         ValueError: The file is missing or no safetensors file; a tensor is no part of a LoRA of this transformer; a
-            pair is not whole, not finite or of another shape than its layer; or it is unclear how strong it is. The
-            message spells the tensor as the file does.
+            pair is not whole, not finite or of another shape than its layer; or its strength is unclear. The message
+            spells the tensor as the file does.
     """
     file = _weights(Path(file))
     tensors, header = _load(file)
@@ -93,7 +93,7 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
 
 
 def _weights(file: Path) -> Path:
-    """The file itself, or that of a folder in peft's layout."""
+    """The file itself, or the weights in a folder of peft's layout."""
     inside = file / adapters.WEIGHTS
     if file.is_dir() and not inside.is_file():
         raise ValueError(f"{file} is a folder without {adapters.WEIGHTS}: name the .safetensors file")
@@ -115,7 +115,7 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _pairs(tensors: Mapping[str, Tensor], file: Path) -> list[Pair]:
-    """The file's tensors by layer; every one has its place in a pair, or changes nothing, or is refused."""
+    """The file's tensors by layer. A tensor outside of all pairs is refused, unless it changes nothing."""
     pairs: dict[str, Pair] = {}
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
@@ -154,7 +154,7 @@ def _refuse_unless_idle(key: str, tensor: Tensor, file: Path) -> None:
 
 
 def _idle_text_encoder(pair: Pair, tensors: Mapping[str, Tensor], file: Path) -> bool:
-    """Whether a pair belongs to a text encoder, which it must not change."""
+    """Whether a pair belongs to a text encoder; refuses a pair that changes the encoder."""
     name = pair.name.removeprefix(adapters.PEFT_PREFIX)
     if not name.startswith(TEXT_ENCODERS):
         return False
@@ -177,7 +177,7 @@ def _layer_name(name: str, names: Mapping[str, Target], flat: Mapping[str, str])
 
 
 def _matrices(pair: Pair, tensors: Mapping[str, Tensor], file: Path) -> tuple[Tensor, Tensor]:
-    """A (rank, in) and B (out, rank) in float32; those of a 1 x 1 convolution lose the two sides of its window."""
+    """A (rank, in) and B (out, rank) in float32; a 1 x 1 convolution loses the two dimensions of its window."""
     found = {}
     for half in "AB":
         key = pair.keys[half]
@@ -211,7 +211,7 @@ def _split(
 def _scale(
     pair: Pair, tensors: Mapping[str, Tensor], strength: Strength | None, layer: str, rank: int, file: Path
 ) -> float:
-    """What B A is multiplied with: by the file's own alpha, else by peft's configuration, else 1."""
+    """The factor before B A: from the file's own alpha, else from peft's configuration, else 1."""
     if "alpha" not in pair.keys:
         return strength.scale(layer, rank) if strength else 1.0
     key = pair.keys["alpha"]

@@ -22,12 +22,12 @@ class Target:
 
 
 def known(layers: Iterable[str], foreign: Mapping[str, Target]) -> dict[str, Target]:
-    """Every name under which a trainer may keep a change of the transformer's layers, with dots.
+    """Every dotted name that a trainer's file may give to layers of the transformer, with those layers.
 
     Args:
         layers: The linear layers of the transformer, named as diffusers names them.
-        foreign: A family's other names, see `StockBackbone.lora_names`. Those of layers that the transformer lacks are
-            left out.
+        foreign: A family's other names, see `StockBackbone.lora_names`. Names of layers that the transformer lacks
+            are left out.
     """
     layers = set(layers)
     names = {layer: Target((layer,)) for layer in layers}
@@ -45,7 +45,7 @@ def flat(name: str) -> str:
 
 
 def _numbers(layers: Iterable[str], pattern: str) -> list[str]:
-    """The block numbers of the layers that a pattern names; one empty number for a pattern without."""
+    """The block numbers of the layers that a pattern names; one empty number for a pattern without a number."""
     if NUMBER not in pattern:
         return [""]
     expression = re.escape(pattern).replace(re.escape(NUMBER), r"(\d+)")

@@ -1,4 +1,4 @@
-"""What peft's configuration of an adapter says of its strength: the factor before B A, layer by layer."""
+"""An adapter's strength in peft's configuration: the factor before B A, layer by layer."""
 
 import json
 import math
@@ -11,10 +11,10 @@ from typing import Any
 from peft.utils.other import get_pattern_key
 
 HEADER = "lora_adapter_metadata"  # where diffusers' save_lora_weights keeps the configuration
-COMPONENT = "transformer."  # the part of a pipeline that it belongs to
-CONFIG = "adapter_config.json"  # where peft keeps it, beside the weights
+COMPONENT = "transformer."  # prefix of the transformer's keys in a pipeline's configuration
+CONFIG = "adapter_config.json"  # where peft keeps the configuration, beside the weights
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to start an adapter that change the weights under it too, so that B A alone is not what was trained."""
+"""Initialisations of an adapter that change the base's weights too, so that B A alone is not the trained change."""
 EXTRAS = (
     "use_dora",
     "use_qalora",
@@ -35,21 +35,21 @@ EXTRAS = (
 
 @dataclass(frozen=True)
 class Strength:
-    """A configuration of peft's.
+    """peft's configuration of an adapter.
 
     Attributes:
         entries: Its keys and values.
-        source: What messages call it.
+        source: What messages call the configuration.
     """
 
     entries: Mapping[str, Any]
     source: str
 
     def scale(self, layer: str, rank: int) -> float:
-        """alpha / rank of a layer, or alpha / sqrt(rank) where rank-stabilised, with the patterns that fit its name.
+        """alpha / rank of a layer, or alpha / sqrt(rank) if rank-stabilised; a pattern for the layer goes first.
 
         Raises:
-            ValueError: A value is no finite number, or the rank is not the one that the configuration says.
+            ValueError: A value is no finite number, or the rank differs from the configuration's.
         """
         stated = self._of("rank_pattern", "r", layer)
         if stated is not None and stated != rank:
@@ -60,7 +60,7 @@ class Strength:
         return alpha / (math.sqrt(rank) if self.entries.get("use_rslora") else rank)
 
     def _of(self, pattern: str, common: str, layer: str) -> float | None:
-        """The value of a layer: of the pattern that fits it, else the common one."""
+        """A layer's value: from the pattern that fits its name, else the common value."""
         patterns = self.entries.get(pattern) or {}
         try:
             key = get_pattern_key(patterns.keys(), layer)
@@ -75,7 +75,7 @@ class Strength:
 
 
 def in_header(header: Mapping[str, str], file: str) -> Strength | None:
-    """The configuration in the header of a file that diffusers saved; None without one. Raises ValueError as `of`."""
+    """The configuration in the header of a file that diffusers saved; None without one. Raises as `in_folder`."""
     if HEADER not in header:
         return None
     entries = _parsed(header[HEADER], f"{file}: {HEADER}")
@@ -88,7 +88,8 @@ def in_folder(folder: Path) -> Strength | None:
     """The configuration that peft saved beside the weights; None without one.
 
     Raises:
-        ValueError: It is no JSON object, or says that the adapter is more than B A on the base's own weights.
+        ValueError: The configuration cannot be read, is no JSON object, or makes the adapter more than B A on the
+            base's own weights.
     """
     file = folder / CONFIG
     if not file.is_file():

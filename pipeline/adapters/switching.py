@@ -1,4 +1,4 @@
-"""Adapters at work on a bare transformer, one per phase: as full weights, or as two products beside each layer."""
+"""Activates adapters on a bare transformer, one per phase: as full weights, or as two products beside each layer."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +13,8 @@ from pipeline.adapters import adapted, check, delta, linear_shapes
 class FusedAdapters:
     """Full weights per phase, W + B A, put in place by reference: no low-rank path, no copy at the handoff.
 
-    Costs one more copy of the adapted weights per phase. Where those wait in main memory, beside a transformer that
-    comes and goes, a handoff copies them to wherever it is then. The transformer must carry no peft modules.
+    Costs one more copy of the adapted weights per phase. If these copies are kept in main memory, a handoff copies the
+    phase's weights to the transformer's present device. The transformer must carry no peft modules.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class FusedAdapters:
         Args:
             transformer: The base.
             states: One state with folded scale per name.
-            home: Where the weights wait that are not at work; None = where the transformer is now.
+            home: Device that keeps the inactive weights; None = the transformer's present device.
 
         Raises:
             ValueError: A state names a module that the transformer does not have, or one of another shape.
@@ -48,7 +48,7 @@ class FusedAdapters:
         for name in states:
             self._weights[name] = base | self._weights[name]  # two phases may adapt different modules
 
-    @torch.inference_mode(False)  # what is put in place outlasts the caller's mode
+    @torch.inference_mode(False)  # the new tensors outlast the caller's mode
     def select(self, name: str | None) -> None:
         """Puts a phase's weights in place; None is the base."""
         for parameter, weight in self._weights[name].items():
@@ -62,7 +62,7 @@ class FusedAdapters:
 class _LowRank(nn.Module):
     """A linear layer and the A and B beside it: y + B A x in two products, the second summed into y.
 
-    peft's module does the same with a scaling, an addition and copies of their own, which count beside small layers.
+    peft's module scales, adds and copies as well, which takes noticeable time beside small layers.
     """
 
     def __init__(self, base_layer: nn.Module, dtype: torch.dtype):
@@ -74,7 +74,7 @@ class _LowRank(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's, which embedders read the dtype of."""
+        """The base's weight, whose dtype embedders read."""
         return self.base_layer.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class LowRankAdapters:
         states: Mapping[str, Mapping[str, Tensor]],
         home: torch.device | None = None,
     ):
-        """Puts the adapters on the transformer, none at work; arguments and errors as for FusedAdapters."""
+        """Puts the adapters on the transformer, none active; arguments and errors as for FusedAdapters."""
         _check_all(transformer, states)
         self._transformer = transformer
         modules, dtype = dict(transformer.named_modules()), transformer.dtype
@@ -117,7 +117,7 @@ class LowRankAdapters:
 
     @torch.inference_mode(False)
     def select(self, name: str | None) -> None:
-        """Makes an adapter act; None is the base."""
+        """Activates an adapter; None is the base."""
         for module, layer in self._layers.items():
             factors = self._factors[name].get(module)
             layer.acts = factors is not None
@@ -149,7 +149,7 @@ def prepare(
     fused: bool = True,
     home: torch.device | None = None,
 ) -> FusedAdapters | LowRankAdapters:
-    """Adapters ready to be selected, as full weights if `fused`, the base allows it and there is room for them.
+    """Adapters ready to be selected: as full weights if `fused` is set, the base is not quantised and memory suffices.
 
     `home` as for FusedAdapters.
     """
@@ -165,7 +165,7 @@ def copies(transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -
 
 
 def room(device: torch.device) -> float:
-    """Bytes that may be taken of a GPU: what is free, but for a tenth of all that the forwards need; else no limit."""
+    """Bytes free on a GPU, less a tenth of its memory that the forwards need; no limit on other devices."""
     if device.type != "cuda":
         return math.inf
     free, total = torch.cuda.mem_get_info(device)
@@ -180,13 +180,13 @@ def acting(
     fused: bool = True,
     home: torch.device | None = None,
 ) -> Iterator[Callable[[str | None], None]]:
-    """Yields a function that makes one of `states`, or none, act; the transformer is left bare as it was found.
+    """Yields a function that activates one of `states`, or none; leaves the transformer bare at the end.
 
     Args:
         transformer: The base.
         states: One state with folded scale per name.
-        fused: As full weights (see FusedAdapters), unless the base is quantised; else beside the layers.
-        home: Where weights wait that are not at work, a backbone's `home`; None = where the transformer is now.
+        fused: Use full weights where possible (see `prepare`); else the products beside the layers.
+        home: Device that keeps inactive weights, a backbone's `home`; None = the transformer's present device.
 
     Raises:
         ValueError: A state names a module that the transformer does not have, or one of another shape.

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pipeline.backbones.stock import StockBackbone
 
 PARTS = ("text", "transformer", "vae")
-FAMILIES = "pipeline.families"  # imported by name: a family builds on this package, which knows none
+FAMILIES = "pipeline.families"  # imported by name, since a family imports this package
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Importing a pipeline warns that image processors, which nothing here uses, would like torchvision."""
+    """Silences a warning at a pipeline's import: image processors, unused here, would like torchvision."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -45,15 +45,14 @@ def load(
     """The backbone of a diffusers pipeline directory.
 
     Args:
-        teacher: The model; a path alone is the model in that folder, in float32 and as it is.
+        teacher: The model; a path alone = the model in this folder, in float32, without quantisation or LoRAs.
         device: A torch device, or "auto" for a GPU where there is one.
-        parts: Which of "text", "transformer" and "vae" to load; the methods that need another one raise.
-        offload: Keep the parts in main memory, and on the device only the one that was asked for last.
+        parts: Which of "text", "transformer" and "vae" to load; methods that need another part raise.
+        offload: Keep the parts in main memory, and only the part that was used last on the device.
 
     Raises:
-        ValueError: As `family` and `resolve_device` do; or the directory lacks a part or is no flow-matching model, or
-            the device or the lack of a package forbids the quantisation; or a LoRA is missing or for another
-            transformer.
+        ValueError: As `family` and `resolve_device` do; or the directory lacks a part or is no flow-matching model; the
+            quantisation needs another device or a package; or a LoRA is missing or for another transformer.
         FileNotFoundError: A configuration file is missing.
     """
     unknown = sorted(set(parts) - set(PARTS))
@@ -67,7 +66,7 @@ def family(path: str | Path) -> type[StockBackbone]:
     """The family of a diffusers pipeline directory.
 
     Raises:
-        ValueError: The directory is missing or unreadable, or nothing here knows its pipeline class.
+        ValueError: The directory is missing or unreadable, or its pipeline class belongs to no family.
         FileNotFoundError: It has no model_index.json.
     """
     path = Path(path)
@@ -86,7 +85,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """The torch device of a name; "auto" is a GPU where there is one.
 
     Raises:
-        ValueError: It is no device, or a GPU that torch does not see.
+        ValueError: The name is no device, or a GPU that torch does not see.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,13 +100,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def digest(path: str | Path, loras: Sequence[Lora] = ()) -> str:
-    """sha256 over names and bytes of the transformer's files: what an adapter was trained on.
+    """sha256 over names and bytes of the transformer's files, the base of an adapter.
 
-    With `loras`, over that and over bytes and weight of each.
+    With `loras`, sha256 over this digest and over bytes and weight of each LoRA.
 
     Raises:
         FileNotFoundError: The directory has no transformer.
-        ValueError: A LoRA is missing, or not the file that it should be.
+        ValueError: A LoRA is missing, or its bytes do not match its `sha256`.
     """
     transformer = artifacts.folder_digest(Path(path) / "transformer")
     if not loras:

@@ -1,4 +1,4 @@
-"""Makes a teacher's folder of a transformer in a single file and the other parts of a base."""
+"""Makes a teacher's folder from a transformer in a single file and the other parts of a base."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline import backbones
 from pipeline.artifacts import atomic_dir, files, link_or_copy, read_json
 
 INDEX, TRANSFORMER = "model_index.json", "transformer"
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")  # of a transformer among other parts
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")  # of the transformer beside other parts
 SCALES = ("scale_weight", "weight_scale", "scaled_fp8", "scale_input", "input_scale")  # of weights in 8 bits
 
 
@@ -21,14 +21,14 @@ def assemble(checkpoint: Path, base: Path, out: Path) -> Path:
     """Writes a diffusers folder: the checkpoint's transformer, and hard links (else copies) of the base's other parts.
 
     Args:
-        checkpoint: A .safetensors file in the keys of diffusers or of the model's authors, which ComfyUI uses too; of
-            a file with more parts the transformer is taken.
+        checkpoint: A .safetensors file with the keys of diffusers or of the model's authors, which ComfyUI uses too.
+            Parts beside the transformer are ignored.
         base: The diffusers folder of a model of the same architecture.
         out: The folder to make; it appears whole.
 
     Raises:
-        ValueError: `out` is there; the checkpoint is none, or its keys or shapes are not the base's; the base is no
-            folder of a known family, a part of it is missing, or a link in it leads nowhere or to its own folder.
+        ValueError: `out` exists; the checkpoint cannot be read, or has other keys or shapes than the base; the base is
+            of no known family, lacks a part, or has a link that leads nowhere or to its own folder.
     """
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")
@@ -46,7 +46,7 @@ def assemble(checkpoint: Path, base: Path, out: Path) -> Path:
 
 
 def _others(base: Path) -> list[str]:
-    """The files of all parts but the transformer, which may be links or lie in linked folders."""
+    """The files of all parts but the transformer; files and folders may be links."""
     names = [name for name in files(base) if not name.startswith(f"{TRANSFORMER}/")]
     parts = [name for name, entry in read_json(base / INDEX).items() if isinstance(entry, list) and any(entry)]
     for part in parts:
@@ -76,16 +76,16 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _converted(tensors: dict[str, Tensor], transformer: nn.Module) -> dict[str, Tensor]:
-    """Tensors in the keys of the model's authors, in those of diffusers; as they are where it does not know them."""
+    """Tensors with the authors' keys turned into diffusers' keys; unchanged where diffusers does not know the keys."""
     convert = SINGLE_FILE_LOADABLE_CLASSES[type(transformer).__name__]["checkpoint_mapping_fn"]
     try:
         return convert(dict(tensors))
-    except (KeyError, IndexError, RuntimeError, ValueError):  # it looks for what is not there
+    except (KeyError, IndexError, RuntimeError, ValueError):  # diffusers looks for keys that are missing
         return tensors
 
 
 def _fitting(tensors: dict[str, Tensor], transformer: nn.Module, checkpoint: Path, base: Path) -> Mapping[str, Tensor]:
-    """The tensors in the keys of diffusers; plain 8-bit floats, in which nothing is computed, as bfloat16."""
+    """The tensors under diffusers' keys; plain 8-bit floats, in which nothing is computed, become bfloat16."""
     wanted = {key: tuple(tensor.shape) for key, tensor in transformer.state_dict().items()}
     tensors = min((tensors, _converted(tensors, transformer)), key=lambda state: len(state.keys() ^ wanted.keys()))
     lacking, foreign = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())

@@ -16,15 +16,15 @@ Conditioning = dict[str, Tensor]
 class Backbone(Protocol):
     """A frozen flow-matching transformer with its text encoders and its decoder.
 
-    Latents are packed: x has shape (B, T, C) with T tokens of C channels. Arguments may lie on any device; what comes
-    back lies on the backbone's, but for a conditioning, which lies on the CPU.
+    Latents are packed: x has shape (B, T, C) with T tokens of C channels. Arguments may lie on any device. Results lie
+    on the backbone's device, but conditionings and images lie on the CPU.
     """
 
     family: ClassVar[str]
     dtype: torch.dtype
     device: torch.device
     home: torch.device
-    """Where weights wait that are not at work: `device` itself, or main memory for a backbone that offloads."""
+    """The device that keeps inactive weights: `device` itself, or the CPU for a backbone that offloads."""
     lora_targets: ClassVar[dict[str, list[str]]]
     """Module name suffixes by set: "attention" (the projections of the image stream), "all" (every linear layer)."""
 
@@ -45,7 +45,7 @@ class Backbone(Protocol):
         """Raises ValueError unless the folders of these parts are there, each with whole files of weights."""
 
     def words(self) -> list[str]:
-        """Words of lower-case letters that a text encoder has a token of its own for, sorted."""
+        """Words of lower-case letters that have a token of their own in a text encoder, sorted."""
 
     def encode(self, prompts: list[str], max_sequence_length: int) -> Conditioning:
         """The conditioning of prompts, on the CPU."""
@@ -65,17 +65,17 @@ class Backbone(Protocol):
 
         Args:
             x: Latents, shape (B, T, C).
-            sigma: Noise level of each, shape (B,).
-            conditioning: Of B prompts.
+            sigma: Noise level of each row, shape (B,).
+            conditioning: Conditioning of B prompts.
             guidance_scale: Embedded guidance; unused by a transformer without it.
             grid: (rows, columns) of the tokens; None = square. Raises ValueError when T does not agree.
         """
 
     def guide(self, cond: Velocity, uncond: Velocity, scale: float) -> Velocity:
-        """True CFG as the model's own pipeline does it; up to scale 1 it is `cond` itself."""
+        """True CFG as the model's own pipeline does it; at scale 1 or below, `cond` itself."""
 
     def stock_guidance(self, true_cfg_scale: float, guidance_scale: float, negative_prompt: str) -> dict[str, Any]:
-        """Keyword arguments that make a call of the model's own pipeline guided like that."""
+        """Keyword arguments that give a call of the model's own pipeline this guidance."""
 
     def decode(self, x: Tensor, height: int, width: int) -> Tensor:
         """The images of latents at sigma = 0: uint8 (B, height, width, 3) on the CPU, rounded as diffusers does."""
@@ -95,12 +95,12 @@ def guided(
 
     Args:
         backbone: The model.
-        conditioning: Of the prompts, B rows.
-        negative: Of the negative prompt, one row; not read where true_cfg_scale is 1, which is one forward per step.
+        conditioning: Conditioning of the prompts, B rows.
+        negative: Conditioning of the negative prompt, one row; unused at true_cfg_scale 1, one forward per step.
         guidance_scale: The embedded guidance.
         true_cfg_scale: Above 1, a step takes a second forward, under the negative prompt.
         grid: (rows, columns) of the tokens; None = square.
-        model: Stands in for `backbone.velocity`, with its arguments: the same model with an adapter.
+        model: Replaces `backbone.velocity` and takes the same arguments, such as the model with an adapter.
     """
     forward = model or backbone.velocity
 

@@ -39,13 +39,13 @@ def read(lora: Lora, backbone: StockBackbone, kind: str) -> adapters.State:
 
 
 def fuse(backbone: StockBackbone, loras: Sequence[Lora], kind: str) -> None:
-    """Makes every weight W of the backbone's transformer W + sum of weight B A, and leaves no module of peft's behind.
+    """Replaces every weight W of the backbone's transformer by W + sum of weight B A; leaves no peft module behind.
 
     Args:
         backbone: Its transformer is loaded.
-        loras: What is added; sums are float32.
-        kind: How the transformer is quantised. Quantised weights are rounded once, after the addition: a LoRA is
-            mostly smaller than a step of the quantisation, so that adding to rounded weights would lose it.
+        loras: The LoRAs to add; sums are float32.
+        kind: How the transformer is quantised. Quantised weights are rounded once, after the addition. A LoRA is
+            mostly smaller than a step of the quantisation, and rounding before the addition would lose it.
 
     Raises:
         ValueError: As `read` and `Lora.digest` do; or a sum is too large for the weights' type.

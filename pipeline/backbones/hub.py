@@ -28,7 +28,7 @@ def fetch(hub: str, path: str | Path) -> Path:
 
     Args:
         hub: "owner/name@revision".
-        path: The folder, which must not be there; it appears whole.
+        path: The folder, which must not exist yet; it appears whole.
 
     Returns:
         The folder.
@@ -47,10 +47,10 @@ def fetch(hub: str, path: str | Path) -> Path:
 
 
 def fetch_lora(lora: Lora) -> Path:
-    """Downloads a LoRA whose file names the hub; an interrupted download goes on where it stopped.
+    """Downloads a LoRA whose file is one of the hub; an interrupted download goes on where it stopped.
 
     Returns:
-        Its file, which appears whole.
+        The LoRA's file, which appears whole.
 
     Raises:
         ValueError: The file is there already, or the hub refuses or does not answer; the message says what to do.
@@ -71,7 +71,7 @@ def fetch_lora(lora: Lora) -> Path:
 
 @contextmanager
 def _refusals(key: str, repository: str, revision: str, path: Path) -> Iterator[None]:
-    """Says in one sentence what the hub refuses: `key` names the repository, which would go to `path`."""
+    """Says in one sentence what the hub refuses; the parameter `key` names the repository, `path` is the target."""
     try:
         yield
     except GatedRepoError as error:

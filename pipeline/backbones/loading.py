@@ -22,13 +22,13 @@ def load(
     """The pipeline of a teacher's directory, in main memory.
 
     Args:
-        pipeline_class: Of diffusers.
+        pipeline_class: The pipeline's class in diffusers.
         teacher: The directory, and how its weights are held; its LoRAs are not read.
         part_modules: The sub-folders of each part.
-        parts: Which of them to load; the modules of the others are None.
+        parts: Which parts to load; the modules of the others are None.
 
     Raises:
-        ValueError: A part holds pickles alone or does not fit its configuration.
+        ValueError: The weights of a part are only pickles, or do not fit the part's configuration.
     """
     options: dict[str, Any] = {name: None for part in part_modules if part not in parts for name in part_modules[part]}
     if teacher.quantization != "none" and "transformer" in parts:
@@ -49,7 +49,7 @@ def load(
 
 @contextmanager
 def _no_loading_bars() -> Iterator[None]:
-    """Loading a teacher shows no progress bars of its own."""
+    """Hides the progress bars of transformers and diffusers."""
     libraries = [transformers.utils.logging, diffusers.utils.logging]
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in shown:

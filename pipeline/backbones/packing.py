@@ -19,7 +19,7 @@ def unpack(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def pad(sequences: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Sequences (L_i, D) padded with zeros to (B, length, D), and which tokens are theirs, bool (B, length)."""
+    """Sequences (L_i, D) padded with zeros to (B, length, D), and the mask of their own tokens, bool (B, length)."""
     padded = sequences[0].new_zeros(len(sequences), length, sequences[0].shape[1])
     mask = torch.zeros(len(sequences), length, dtype=torch.bool)
     for row, sequence in enumerate(sequences):

@@ -1,4 +1,4 @@
-"""The arithmetic of a transformer's forward: as its weights are, or in bfloat16 where that is safe."""
+"""The arithmetic of a transformer's forward: in the weights' dtype, or in bfloat16 where that is safe."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from pipeline.backbones.base import Backbone
 
 
 def attention(backbone: Backbone, precision: str) -> AbstractContextManager:
-    """In bfloat16 on a CPU, plain products: their backward is several times as fast as the fused kernel's."""
+    """Plain attention for bfloat16 on a CPU: its backward is several times as fast as the fused kernel's."""
     plain = precision == "bf16" and backbone.device.type == "cpu"
     return sdpa_kernel([SDPBackend.MATH]) if plain else nullcontext()
 
 
 @contextmanager
 def computing(backbone: Backbone, precision: str) -> Iterator[None]:
-    """The arithmetic of the forward: as the weights are, or bfloat16 where that is safe.
+    """The arithmetic of the forward: in the weights' dtype, or in bfloat16 where that is safe.
 
-    The embedders' outputs stay as wide as the weights: the residual stream is summed in them, and diffusers rounds
-    the timestep to their dtype (987 would become 988).
+    The embedders' outputs keep the weights' dtype. The residual stream is summed in this dtype, and diffusers rounds
+    the timestep to it (in bfloat16, 987 would become 988).
     """
     if precision == "fp32":
         yield

@@ -21,11 +21,11 @@ def require(kind: str, device: torch.device) -> None:
 
 
 def config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
-    """What `from_pretrained` takes to quantise the transformer's linear layers as they are loaded; see `require`.
+    """The argument of `from_pretrained` that quantises the transformer's linear layers at loading; see `require`.
 
     Args:
         kind: "int8", "fp8" (8 bits a weight) or "nf4" (4 bits).
-        dtype: Of the products.
+        dtype: Type of the matrix products.
     """
     if kind == "nf4":
         quantizer = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
@@ -35,7 +35,7 @@ def config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
 
 
 def replace_weight(layer: nn.Linear, weight: Tensor, kind: str) -> None:
-    """Gives a quantised layer the weight `weight`, quantised alike."""
+    """Replaces the weight of a quantised layer by `weight`, quantised in the same way."""
     old: Any = layer.weight
     if kind == "nf4":
         settings = {name: getattr(old, name) for name in ("quant_type", "blocksize", "compress_statistics")}

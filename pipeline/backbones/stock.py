@@ -48,12 +48,12 @@ class StockBackbone(ABC):
         teacher: The directory, and how its weights are held; its LoRAs are fused, see `fusing.fuse`.
         device: Where the loaded parts lie.
         parts: Which of "text", "transformer" and "vae" to load.
-        offload: Keep the parts in main memory, and on the device only the one that was asked for last.
+        offload: Keep the parts in main memory, and only the part that was used last on the device.
 
     Raises:
-        ValueError: A part is missing, holds pickles alone or does not fit its configuration, the scheduler is no flow
-            matching, the transformer is not the family's, the device or the lack of a package forbids the
-            quantisation, or a LoRA does not fit.
+        ValueError: A part is missing, has only pickles or does not fit its configuration; the scheduler is not one of
+            flow matching; the transformer is not the family's; the quantisation needs another device or a package; or
+            a LoRA does not fit.
         FileNotFoundError: A configuration file is missing.
     """
 
@@ -63,9 +63,9 @@ class StockBackbone(ABC):
     part_modules: ClassVar[dict[str, tuple[str, ...]]]
     """The sub-folders of each part."""
     tokenizer: ClassVar[str] = "tokenizer"
-    """The sub-folder of the tokenizer that prompts are cut into states by."""
+    """The sub-folder of the tokenizer that gives a text encoder's state per token."""
     lora_names: ClassVar[dict[str, Target]] = {}
-    """What else trainers call the transformer's layers in a LoRA file; "{}" is a block's number."""
+    """Other names of the transformer's layers in trainers' LoRA files; "{}" is a block's number."""
 
     def __init__(self, teacher: Teacher, device: torch.device, parts: Sequence[str], *, offload: bool = False):
         self.path = path = teacher.path
@@ -84,7 +84,7 @@ class StockBackbone(ABC):
             fusing.fuse(self, teacher.loras, teacher.quantization)
         if "vae" in parts and isinstance(self._pipe.vae, AutoencoderKL):
             self._pipe.vae.to(memory_format=torch.channels_last)  # its convolutions take a quarter less time
-        self._resident: str | None = None  # the part on the device, where only one is
+        self._resident: str | None = None  # the part on the device, if `offload`
         for part in self.parts:
             self._move(part, self.home)
             for module in self._modules(part):
@@ -101,7 +101,7 @@ class StockBackbone(ABC):
 
     @abstractmethod
     def stock_guidance(self, true_cfg_scale: float, guidance_scale: float, negative_prompt: str) -> dict[str, Any]:
-        """Keyword arguments that make a call of the model's own pipeline guided like that."""
+        """Keyword arguments that give a call of the model's own pipeline this guidance."""
 
     @abstractmethod
     def _forward(self, inputs: ForwardInputs) -> Tensor:
@@ -117,7 +117,7 @@ class StockBackbone(ABC):
             weight_files.check(folder)
 
     def words(self) -> list[str]:
-        """The vocabulary of the text encoder that gives a state per token, without its pieces of words.
+        """The whole words in the vocabulary of the text encoder that gives a state per token.
 
         Raises:
             ValueError: The tokenizer cannot be loaded.
@@ -133,12 +133,15 @@ class StockBackbone(ABC):
 
     @property
     def latent_channels(self) -> int:
-        """Of a packed token, four times the autoencoder's: the transformer's input, unless it packs latents itself."""
+        """Channels of a packed token, four times the autoencoder's.
+
+        They are the transformer's input channels, unless the transformer packs latents itself.
+        """
         return self.transformer_config["in_channels"]
 
     @property
     def latent_dtype(self) -> torch.dtype:
-        """Of the noise, and so of the latents."""
+        """Type of the noise, and so of the latents."""
         return self.dtype
 
     @property
@@ -148,7 +151,7 @@ class StockBackbone(ABC):
 
     @property
     def pipeline(self) -> DiffusionPipeline:
-        """The stock pipeline around the same modules; those of parts that were not loaded are None."""
+        """The stock pipeline around the same modules; modules of parts that were not loaded are None."""
         return self._pipe
 
     def skeleton(self) -> nn.Module:
@@ -171,13 +174,13 @@ class StockBackbone(ABC):
         if self.offload and name != self._resident:
             if self._resident is not None:
                 self._move(self._resident, self.home)
-            self._resident = None  # should the device be too small for the next
+            self._resident = None  # in case the device is too small for the next part
             self._move(name, self.device)
             self._resident = name
         return self._pipe
 
     def compile(self) -> None:
-        """Has the transformer's repeated blocks compiled by their first forward; a handoff compiles nothing anew."""
+        """Lets the first forward compile the transformer's repeated blocks; a handoff compiles nothing again."""
         self.transformer.compile_repeated_blocks()
 
     def _modules(self, part: str) -> Iterator[nn.Module]:
@@ -219,7 +222,7 @@ class StockBackbone(ABC):
         """(rows, columns) of the tokens.
 
         Raises:
-            ValueError: height or width is no positive multiple of the pixels of a token.
+            ValueError: height or width is no positive multiple of a token's pixels.
         """
         size = self.pixels_per_token
         for name, pixels in (("height", height), ("width", width)):
@@ -251,7 +254,7 @@ class StockBackbone(ABC):
         guidance_scale: float,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """As the contract says."""
+        """As `base.Backbone.velocity` says."""
         rows, columns = grid or (isqrt(x.shape[1]),) * 2
         if rows * columns != x.shape[1]:
             raise ValueError(f"grid must be (rows, columns) of the {x.shape[1]} tokens, got {(rows, columns)}")

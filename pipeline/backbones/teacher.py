@@ -1,4 +1,4 @@
-"""The base model as a value: which folder, how its weights are held, what is fused into them."""
+"""The base model as a value: its folder, the type of its weights, and the LoRAs fused into them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """What `backbones.load` loads; params.yaml and a bundle's manifest both give one."""
+    """The argument of `backbones.load`; params.yaml and a bundle's manifest both describe one."""
 
     path: Path
     """A diffusers pipeline directory."""
     dtype: str = "fp32"
-    """Of weights and latents, one of DTYPES."""
+    """Type of weights and latents, a key of DTYPES."""
     quantization: str = "none"
-    """Of the transformer's linear layers: "int8", "fp8", "nf4", or "none"."""
+    """Quantisation of the transformer's linear layers: "int8", "fp8", "nf4", or "none"."""
     loras: tuple[Lora, ...] = ()
-    """Fused into the transformer, where that is loaded."""
+    """Fused into the transformer when the transformer is loaded."""
 
     @classmethod
     def at(cls, path: str | Path) -> Teacher:
-        """The model in a folder, in float32 and as it is."""
+        """The model in a folder, in float32, without quantisation or LoRAs."""
         return cls(path=Path(path))
 
     @property

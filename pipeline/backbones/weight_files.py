@@ -1,4 +1,4 @@
-"""The files of weights of a diffusers folder: whole, safetensors, and under the names that diffusers takes."""
+"""Checks the weight files of a diffusers folder: whole, in safetensors, under the names that diffusers reads."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ VARIANT = re.compile(
     r"|(?P<name>(diffusion_pytorch_)?model)\.(?P<of_file>\w+)(?P<suffix>\.safetensors)"
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-PREFERRED = ("fp32", "bf16", "fp16")  # the first that is there; bf16 has the range of fp32
+PREFERRED = ("fp32", "bf16", "fp16")  # the first one present; bf16 has the range of fp32
 
 
 @contextmanager
 def plain(path: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """A pipeline directory whose parts have plain weights: `path`, or links to it under the names that diffusers reads.
+    """Yields `path`, or a folder of links to its files where diffusers would not read the names of its weights.
 
     Args:
         path: The pipeline directory.
@@ -47,11 +47,11 @@ def plain(path: Path, parts: Sequence[str]) -> Iterator[Path]:
 
 
 def check(folder: Path) -> None:
-    """Reads the header of every file of weights of a part.
+    """Reads the header of every weight file of a part.
 
     Raises:
-        ValueError: The folder, its weights or one of their files is missing, or a file is cut short; or as `renamed`
-            does.
+        ValueError: The folder, its weights or one of the weight files is missing, or a file is cut short; or as
+            `renamed` does.
     """
     if not folder.is_dir():
         raise ValueError(f"teacher: {folder} does not exist")
@@ -62,7 +62,7 @@ def check(folder: Path) -> None:
         raise ValueError(f"teacher: {folder} holds no weights")
     for file in weights.values():
         try:
-            with safe_open(file, framework="pt"):  # reads the header, which knows the file's length
+            with safe_open(file, framework="pt"):  # reads the header, which states the file's length
                 pass
         except SafetensorError as error:
             raise ValueError(f"teacher: {file} is no whole safetensors file ({error})") from error
@@ -73,7 +73,7 @@ def check(folder: Path) -> None:
 
 
 def renamed(folder: Path) -> dict[str, str]:
-    """The names that a part's variant has on disk -> the plain names; empty for plain weights, or none.
+    """File names of a part's variant, such as fp16 -> plain names; empty for plain weights or no weights.
 
     Raises:
         ValueError: The only weights are pickles.
@@ -92,7 +92,7 @@ def renamed(folder: Path) -> dict[str, str]:
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         raise ValueError(
-            f"teacher: {folder} holds its weights as a pickle alone ({pickles[0]}), which can run a program when it is "
-            "read: get or save them as .safetensors"
+            f"teacher: {folder} holds its weights only as a pickle ({pickles[0]}), which can run a program when it is "
+            "read: get or save the weights as .safetensors"
         )
     return {}

@@ -21,7 +21,7 @@ IMAGE_QKV = Target((f"{BLOCK}.attn.to_q", f"{BLOCK}.attn.to_k", f"{BLOCK}.attn.t
 TEXT_QKV = Target((f"{BLOCK}.attn.add_q_proj", f"{BLOCK}.attn.add_k_proj", f"{BLOCK}.attn.add_v_proj"))
 SINGLE_QKV = (f"{SINGLE}.attn.to_q", f"{SINGLE}.attn.to_k", f"{SINGLE}.attn.to_v")
 LORA_NAMES = {
-    # of the model's authors, which kohya and ComfyUI use
+    # names of the model's authors, which kohya and ComfyUI use
     "img_in": Target(("x_embedder",)),
     "txt_in": Target(("context_embedder",)),
     "time_in.in_layer": Target((f"{EMBED}.timestep_embedder.linear_1",)),
@@ -45,7 +45,7 @@ LORA_NAMES = {
     "single_blocks.{}.modulation.lin": Target((f"{SINGLE}.norm.linear",)),
     "final_layer.linear": Target(("proj_out",)),
     "final_layer.adaLN_modulation.1": Target(("norm_out.linear",), halves_swapped=True),  # shift first, scale second
-    # of XLabs: beside the attention of both streams, and beside the first rows of linear1
+    # names of XLabs, for the attention of both streams and for the first rows of linear1
     "double_blocks.{}.processor.qkv_lora1": IMAGE_QKV,
     "double_blocks.{}.processor.proj_lora1": Target((f"{BLOCK}.attn.to_out.0",)),
     "double_blocks.{}.processor.qkv_lora2": TEXT_QKV,
@@ -83,17 +83,17 @@ class FluxBackbone(StockBackbone):
             tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             for tokenizer, length in zip((pipe.tokenizer, pipe.tokenizer_2), lengths, strict=True)
         )
-        if any(tokens.attention_mask[:, -1].any() for tokens in (clip, t5)):  # full: the stock call warns of a cut
+        if any(tokens.attention_mask[:, -1].any() for tokens in (clip, t5)):  # full: the stock call warns if it cuts
             embeds, pooled, _ = pipe.encode_prompt(
                 prompt=list(prompts), prompt_2=None, device=self.device, max_sequence_length=max_sequence_length
             )
-        else:  # what the stock call does, without its second tokenising, half of its time beside small encoders
+        else:  # the stock call without its second tokenising, half its time with small encoders
             pooled = pipe.text_encoder(clip.input_ids.to(self.device)).pooler_output
             embeds = pipe.text_encoder_2(t5.input_ids.to(self.device))[0]
         return {"prompt_embeds": embeds.cpu(), "pooled_prompt_embeds": pooled.cpu()}
 
     def stock_guidance(self, true_cfg_scale: float, guidance_scale: float, negative_prompt: str) -> dict[str, Any]:
-        """`guidance_scale` is the embedded one."""
+        """`guidance_scale` is the embedded guidance."""
         return {"guidance_scale": guidance_scale, **stock_true_cfg(true_cfg_scale, negative_prompt)}
 
     def _forward(self, inputs: ForwardInputs) -> Tensor:

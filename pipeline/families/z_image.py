@@ -17,7 +17,7 @@ MLPS = ["w1", "w2", "w3"]
 MODULATION = ["adaLN_modulation.0", "adaLN_modulation.1"]
 EMBEDDERS = ["all_x_embedder.2-1", "cap_embedder.1", "mlp.0", "mlp.2", "all_final_layer.2-1.linear"]
 
-LORA_NAMES = {  # of the model's authors, which ComfyUI uses, and "to.q" of trainers that put a dot for an underscore
+LORA_NAMES = {  # names of the model's authors (ComfyUI's too), and "to.q" of trainers that put a dot for an underscore
     "x_embedder": Target(("all_x_embedder.2-1",)),
     "final_layer.linear": Target(("all_final_layer.2-1.linear",)),
     "final_layer.adaLN_modulation.1": Target(("all_final_layer.2-1.adaLN_modulation.1",)),
@@ -63,7 +63,7 @@ class ZImageBackbone(StockBackbone):
         return {"prompt_embeds": padded, "prompt_embeds_mask": mask}
 
     def stock_guidance(self, true_cfg_scale: float, guidance_scale: float, negative_prompt: str) -> dict[str, Any]:
-        """Its `guidance_scale` is what true CFG adds."""
+        """Z-Image's `guidance_scale` is true_cfg_scale - 1."""
         if forwards(true_cfg_scale) == 1:
             return {"guidance_scale": 0.0}
         return {"guidance_scale": true_cfg_scale - 1, "negative_prompt": negative_prompt}
@@ -72,7 +72,7 @@ class ZImageBackbone(StockBackbone):
         embeds, mask = inputs.conditioning["prompt_embeds"], inputs.conditioning["prompt_embeds_mask"]
         images = self.transformer(
             list(unpack(inputs.x, inputs.grid).unsqueeze(2)),  # (C, 1, h, w) each
-            (1000 - inputs.timestep) / 1000,  # time runs the other way, and so does the velocity
+            (1000 - inputs.timestep) / 1000,  # Z-Image's time is 1 - sigma, so its velocity is -v
             [row[kept] for row, kept in zip(embeds, mask, strict=True)],
             return_dict=False,
         )[0]

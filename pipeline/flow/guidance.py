@@ -10,7 +10,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def true_cfg(cond: Velocity, uncond: Velocity, scale: float) -> Velocity:
-    """v = v_uncond + scale (v_cond - v_uncond). Ho & Salimans, arXiv 2207.12598. Up to scale 1 it is `cond` itself."""
+    """v = v_uncond + scale (v_cond - v_uncond). Ho & Salimans, arXiv 2207.12598. At scale 1 or below, `cond` itself."""
     if forwards(scale) == 1:
         return cond
 

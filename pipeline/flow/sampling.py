@@ -34,14 +34,14 @@ def euler(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Noise levels, and which adapter acts in each step.
+    """Noise levels, and the adapter that is active in each step.
 
     Raises:
-        ValueError: There is not one adapter entry, or one given move, per step.
+        ValueError: The number of adapters, or of given moves, is not the number of steps.
     """
 
     sigmas: Tensor
-    """What the model is told at each start, then the end: decreasing, shape (S + 1,)."""
+    """The level that the model is told in each step, then the end level: decreasing, shape (S + 1,)."""
     adapters: tuple[str | None, ...]
     """Length S; None = the base alone."""
     moves: Tensor | None = None
@@ -75,7 +75,7 @@ def sample_plan(velocity: Velocity, x: Tensor, plan: StepPlan, select: Callable[
         velocity: v(x, sigma) of the model with the selected adapter.
         x: Latents at plan.sigmas[0], shape (B, ...).
         plan: S steps.
-        select: Makes an adapter (None = the base alone) act in `velocity`.
+        select: Activates an adapter in `velocity`; None = the base alone.
 
     Returns:
         Latents at plan.sigmas[-1], shape (B, ...).

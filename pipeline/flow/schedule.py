@@ -11,8 +11,8 @@ from torch import Tensor
 
 SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
 NUM_TRAIN_TIMESTEPS = 1000
-LEVEL_TOLERANCE = 1e-9  # 1 - i / N against a threshold typed with two digits
-MAX_MU = 10  # beyond it the first or the last levels are one number in float32
+LEVEL_TOLERANCE = 1e-9  # for comparing 1 - i / N with a threshold of two digits
+MAX_MU = 10  # above it, the first or the last levels are equal in float32
 LINE_OF_MU = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
 UNSUPPORTED_OPTIONS = (
     "use_karras_sigmas",
@@ -22,7 +22,7 @@ UNSUPPORTED_OPTIONS = (
     "invert_sigmas",
     "stochastic_sampling",
 )
-SCHEDULER_DEFAULTS = {  # of diffusers, for keys that a file lacks
+SCHEDULER_DEFAULTS = {  # diffusers' defaults, for keys that a file lacks
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
     "shift": 1.0,
     "use_dynamic_shifting": False,
@@ -65,11 +65,11 @@ def resolution_mu(num_tokens: int, base_seq: int, max_seq: int, base_shift: floa
 
 
 def stretch_terminal(sigmas: Tensor, shift_terminal: float) -> Tensor:
-    """1 - (1 - sigma) (1 - shift_terminal) / (1 - sigma_last): keeps sigma = 1 and moves the last to shift_terminal.
+    """1 - (1 - sigma) (1 - shift_terminal) / (1 - sigma_last): keeps sigma = 1, moves the last level to shift_terminal.
 
     Args:
         sigmas: Decreasing levels without the final 0, shape (S,).
-        shift_terminal: Where the last one goes.
+        shift_terminal: The new last level.
 
     Raises:
         ValueError: The last sigma is 1, which no stretch can move.
@@ -129,7 +129,7 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     line of mu where it is off.
 
     Raises:
-        ValueError: The scheduler is no flow-matching Euler one, an option bends its levels otherwise, or a value is of
+        ValueError: The scheduler is no flow-matching Euler one, an option changes its levels, or a value is of
             another type or out of its range.
     """
     if not isinstance(config, Mapping):

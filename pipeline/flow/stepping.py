@@ -14,19 +14,19 @@ OFFICIAL_PIXELS = 1024  # height and width that the official lists of timesteps 
 
 @dataclass(frozen=True)
 class Steps:
-    """Where the student steps, at which resolution."""
+    """The student's steps, and the resolution."""
 
     u: Sequence[float]
     """Base levels of the K starts."""
     slow: int
-    """How many of them belong to the slow phase."""
+    """How many of the K steps belong to the slow phase."""
     teacher_steps: int
     height: int
     width: int
 
 
 ScheduleAt = Callable[[int, int], Schedule]
-"""(height, width) in pixels -> the model's schedule there."""
+"""(height, width) in pixels -> the model's schedule at that resolution."""
 SamplingPath = Callable[[Steps, ScheduleAt], tuple[Tensor, Tensor]]
 """Noise levels that the model is told, then 0, shape (K + 1,); and d_sigma of each step, shape (K,). Both float64."""
 
@@ -40,12 +40,12 @@ def consistent(steps: Steps, schedule: ScheduleAt) -> tuple[Tensor, Tensor]:
 def official(steps: Steps, schedule: ScheduleAt) -> tuple[Tensor, Tensor]:
     """The path of the official Glance code, pipeline/qwen.py of github.com/CSU-JPG/Glance.
 
-    The slow phase moves along the first steps of the teacher's own grid, the fast one along a fresh grid of its own
-    steps from sigma = 1 to 0. The model is told fixed timesteps meanwhile, those of a 1024 x 1024 image whatever the
+    The slow phase moves along the first steps of the teacher's grid. The fast phase moves along a new grid from
+    sigma = 1 to 0, with its own number of steps. The model is told the timesteps of a 1024 x 1024 image, whatever the
     resolution. In total the latents move too far: at 1024 x 1024 with 5 + 5 of 50 steps by 5.4 % (Qwen-Image). The
     official code has a sampler for Qwen-Image only; the same rule moves FLUX.1 3.4 % too far.
 
-    Its timesteps pass through bfloat16 (979.1915 becomes 980); here they do not.
+    The official code rounds the timesteps to bfloat16 (979.1915 becomes 980); this function does not.
     """
     told = schedule(OFFICIAL_PIXELS, OFFICIAL_PIXELS).sigmas(steps.u)
     here = schedule(steps.height, steps.width)

@@ -1,4 +1,4 @@
-"""What every objective is made of."""
+"""The parts of an objective."""
 
 import math
 from collections.abc import Callable
@@ -30,22 +30,22 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What an adapter is trained for: a loss, and how its learning rate goes."""
+    """What an adapter is trained for: a loss, and the course of the learning rate."""
 
     loss: Callable[..., Tensor]
     """loss(sample, student, teacher) -> (B,): the loss of each row of a `Sample`, to be minimised.
 
     `student` and `teacher` are velocities v(x, sigma) under the rows' own prompts, float32. A call of `student` is
-    differentiable; the teacher is the bare backbone with the guidance of the recording, without gradients. Each call
-    costs its forwards, and a loss calls them as often as it needs.
+    differentiable; the teacher is the bare backbone with the guidance of the recording, without gradients. A loss may
+    call both as often as it needs; each call costs its forwards.
     """
     rate: Callable[[float], float]
-    """Factor of the learning rate by the share of train steps that are done."""
+    """(share of train steps that are done) -> factor of the learning rate."""
     guided: bool
-    """Whether `student` is the student's guided velocity, which anchors train too; else the conditional one alone."""
+    """Whether `student` is the guided velocity and anchors join the batch; else `student` is conditional alone."""
     state: Callable[[], dict[str, Tensor]] = dict
-    """Makes what the loss keeps between train steps: tensors on the CPU that it takes as keyword arguments and changes
-    in place, such as a running mean. A checkpoint holds them beside the adapter."""
+    """Makes the tensors that the loss keeps between train steps, such as a running mean, on the CPU. The loss takes
+    these tensors as keyword arguments and changes them in place. A checkpoint holds them beside the adapter."""
 
 
 def error(v: Tensor, target: Tensor) -> Tensor:
@@ -59,5 +59,5 @@ def cosine(done: float) -> float:
 
 
 def constant(done: float) -> float:
-    """1."""
+    """1, whatever is done."""
     return 1.0

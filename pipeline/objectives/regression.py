@@ -1,4 +1,4 @@
-"""Regression of the velocity on a target that the recording gives: no call of the teacher, one of the student."""
+"""Regression of the velocity on a target from the recording: one call of the student, none of the teacher."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from pipeline.objectives.base import Objective, Sample, constant, cosine, error
 def trajectory(sample: Sample, student: Velocity, teacher: Velocity) -> Tensor:
     """|v(x_i, sigma_i) - (x_j - x_i) / (sigma_j - sigma_i)|^2: one Euler step lands on the teacher's path.
 
-    In units of velocity, so every student step weighs the same, however short it is.
+    The error is in units of velocity, so every student step weighs the same, however short the step is.
     """
     target = flow.secant(sample.x, sample.x_next, sample.sigma, sample.sigma_next)
     return error(student(sample.x, sample.sigma), target)

@@ -1,4 +1,4 @@
-"""Presets: params.yaml for a teacher, with the reason of every value in the preset's own file."""
+"""Presets: params.yaml for a teacher, with the reason for every value in the preset's own file."""
 
 import json
 import re
@@ -33,8 +33,8 @@ def apply(name: str, path: str | Path = "params.yaml") -> list[Change]:
         What changed; an empty list leaves the file as it is.
 
     Raises:
-        ValueError: There is no such preset; the file is missing or not valid, before or after; a value that changes
-            does not stand on one line.
+        ValueError: There is no such preset; the file is missing, or not valid before or after the change; a value that
+            changes does not stand on one line.
     """
     if name not in names():
         raise ValueError(f"the preset must be one of {', '.join(names())}, got {name}{meant(name, names())}")
@@ -72,7 +72,7 @@ def _read(text: str) -> Any:
 
 
 def _comment_column(text: str) -> int:
-    """Where most comments behind a value start."""
+    """The column at which most comments behind a value start."""
     starts = [match.end(1) for match in re.finditer(r"^( *\w+: .*? +)#", text, re.MULTILINE)]
     columns = [start - text.rfind("\n", 0, start) - 1 for start in starts]
     return statistics.mode(columns) if columns else 0

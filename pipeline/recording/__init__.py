@@ -1,1 +1,1 @@
-"""What is recorded of a teacher: how it moves from noise to image, and what it does with other prompts."""
+"""Recordings of a teacher: trajectories from noise to image, and anchors for other prompts."""

@@ -1,8 +1,8 @@
-"""Anchors: other prompts, unlabelled, at which the student keeps the base's own guided steps.
+"""Anchors: other prompts, without target images, for which the student learns the base's own guided steps.
 
-An anchor is the base's guided run in the student's few steps from fresh noise: a third of a trajectory's forwards where
-eight steps stand against twenty-five. Trajectories say where the teacher's many steps lead; anchors say what guidance
-does to prompts that nobody recorded, so that adapters of one prompt still serve the others.
+An anchor is the base's guided run from fresh noise in the student's few steps. With eight steps instead of twenty-five
+it costs a third of a trajectory's forwards. Trajectories teach where the teacher's many steps lead. Anchors teach what
+guidance does for prompts that were not recorded, so that adapters trained on one prompt still serve the others.
 """
 
 import random
@@ -18,15 +18,15 @@ WORDS = (2, 9)  # fewest and most words of a random prompt
 
 
 def random_prompts(words: Sequence[str], count: int, seed: int) -> list[str]:
-    """Prompts of words in any order, which mean nothing and so need nobody to write them.
+    """Prompts of words in random order, which mean nothing and so need no author.
 
     Args:
         words: What to draw from.
         count: How many prompts.
-        seed: Of the draw; the first prompts are the same for every count.
+        seed: Seed of the draw; the first prompts are the same for every count.
 
     Raises:
-        ValueError: There is no word.
+        ValueError: `words` is empty.
     """
     if not words:
         raise ValueError("anchors.prompts_file must name a text file, since the teacher's tokenizer has no whole words")

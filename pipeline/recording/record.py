@@ -1,4 +1,4 @@
-"""Runs the teacher and writes its trajectories, shard by shard; the files are those of `trajectories`."""
+"""Runs the teacher and writes its trajectories, shard by shard, into the files that `trajectories` describes."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +21,15 @@ from pipeline.styles import Lora, content
 
 
 def conditioning_name(number: int) -> str:
-    """The file in which the conditioning of a shard waits for its recording."""
+    """The file that holds a shard's conditioning until the shard is recorded."""
     return f"conditioning-{number:05d}.safetensors"
 
 
 def encode(backbone: Backbone, recording: Recording, scratch: Path) -> None:
-    """Writes into `scratch` the conditioning that it lacks, so that the text encoders can go before `record` begins.
+    """Writes the conditioning that `scratch` lacks, so that the text encoders can be freed before `record` begins.
 
     Args:
-        backbone: With its text encoders.
+        backbone: The teacher with its text encoders.
         recording: What will be recorded.
         scratch: As for `record`.
     """
@@ -43,13 +43,13 @@ def encode(backbone: Backbone, recording: Recording, scratch: Path) -> None:
 
 
 def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[tuple[int, int]]:
-    """Writes into `scratch` the shards that it lacks, and yields (shard number, steps done) after each Euler step.
+    """Writes the shards that `scratch` lacks, and yields (shard number, steps done) after each Euler step.
 
     Args:
-        backbone: With its transformer.
+        backbone: The teacher with its transformer.
         recording: What to record.
-        scratch: Belongs to this teacher and recording alone, see recording_key; a file in it is a finished one. Holds
-            what `encode` wrote.
+        scratch: A folder for this teacher and recording alone, see recording_key, with the files of `encode`. Every
+            file in it is complete.
 
     Raises:
         ValueError: The teacher's latents stop being finite.
@@ -61,7 +61,7 @@ def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[
             yield number, recording.steps
             continue
         waiting = load_file(scratch / conditioning_name(number))
-        conditioning = {name: tensor.clone() for name, tensor in waiting.items()}  # aligned, as an encoder gives them
+        conditioning = {name: tensor.clone() for name, tensor in waiting.items()}  # aligned, as an encoder's are
         states: list[Tensor] = []
         for state in _states(backbone, recording, conditioning, negative, first, count):
             if not torch.isfinite(state).all():
@@ -80,12 +80,12 @@ def record(backbone: Backbone, recording: Recording, scratch: Path) -> Iterator[
 
 
 def cache(params: Params, plan: Callable[[Backbone], Recording], folder: Path, progress: Progress) -> None:
-    """Records into `folder`, whole; a killed run goes on from its last shard.
+    """Writes a whole recording to `folder`; a killed run goes on from its last shard.
 
     Args:
         params: All parameters.
-        plan: What to record, of a teacher with its text encoders.
-        folder: An artifact; its name is that of the checkpoints.
+        plan: Gives the recording for a teacher with its text encoders.
+        folder: The artifact; the checkpoints have the same name.
         progress: Opens a progress bar of `total`, `what` and `unit`.
 
     Raises:
@@ -93,12 +93,12 @@ def cache(params: Params, plan: Callable[[Backbone], Recording], folder: Path, p
     """
     teacher, device = params.teacher, params.runtime.device
     backbone = backbones.load(teacher.base, device, ("text",))
-    backbone.check_files(backbones.PARTS)  # now, not after hours: all of it may have changed since the stage `check`
+    backbone.check_files(backbones.PARTS)  # now, not after hours: the files may have changed since the stage `check`
     recording, schedule = plan(backbone), backbone.schedule(teacher.height, teacher.width)
     key = recording_key(recording, teacher.path, backbone.device, teacher.loras)
     scratch = artifacts.checkpoint_dir(f"cache_{folder.name}", key)
     encode(backbone, recording, scratch)
-    del backbone  # a large teacher's text encoders are gone before its transformer comes
+    del backbone  # frees a large teacher's text encoders before its transformer is loaded
     backbone = backbones.load(teacher.base, device, ("transformer",))
     total = len(recording.ranges) * recording.steps
     with progress(total=total, what=f"recording {len(recording)} {folder.name}", unit="step") as bar:
@@ -115,7 +115,7 @@ def recording_key(recording: Recording, teacher: str | Path, device: torch.devic
 
 
 def publish(recording: Recording, schedule: Schedule, teacher_digest: str, scratch: Path, folder: Path) -> None:
-    """Makes a finished recording in `scratch` the cache at `folder`, whole, and removes `scratch`."""
+    """Turns a finished recording in `scratch` into the cache `folder`, whole, and removes `scratch`."""
     shards = [
         {"file": shard_name(i), "digest": artifacts.file_digest(scratch / shard_name(i)), "first": first, "count": n}
         for i, (first, n) in enumerate(recording.ranges)

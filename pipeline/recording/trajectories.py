@@ -5,7 +5,7 @@
     shard-00000.safetensors   states (B, N + 1, T, C), seed (B,), prompt_index (B,), cond.<name> (B, ...)
 
 A shard depends on the teacher, the recording and its own range of trajectories only, and is written whole. So shards
-can be made in any order or place, and a killed run goes on with those that it lacks.
+can be made in any order or place, and a killed run goes on with the missing shards.
 """
 
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ def shard_name(number: int) -> str:
 
 
 class Trajectories:
-    """Reads a cache. Shards are mapped into memory: what is not asked for is not read.
+    """Reads a cache. Shards are memory-mapped: only the tensors that are asked for are read.
 
     Args:
         folder: Where the cache lies.
@@ -114,7 +114,7 @@ class Trajectories:
 
     Raises:
         FileNotFoundError: There is no index.
-        ValueError: The index is of another version or incomplete, or a file is missing or not what was written.
+        ValueError: The index is of another version or incomplete, or a file is missing or does not match its digest.
     """
 
     def __init__(self, folder: str | Path = artifacts.TRAJECTORIES, verify: bool = True):
@@ -155,7 +155,7 @@ class Trajectories:
         return self.recording.steps
 
     def pairs(self, levels: Sequence[float]) -> tuple[tuple[int, int], ...]:
-        """(start, end) in recorded steps of a run that starts a step at each of `levels`, the last one ending at 0.
+        """(start, end) of each step in recorded steps, for a run that starts a step at each of `levels` and ends at 0.
 
         Raises:
             ValueError: A level was not recorded.
@@ -172,7 +172,7 @@ class Trajectories:
 
         Args:
             ids: Trajectories, length B.
-            steps: Recorded steps, length n: the same of each trajectory; or shape (B, n): its own of each.
+            steps: Recorded steps: length n, the same for all trajectories; or shape (B, n), a row for each trajectory.
 
         Returns:
             Shape (B, n, T, C).

@@ -16,7 +16,7 @@ BACKGROUNDS = ("white", "grey", "black")
 COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
 RELATIONS = ("left of", "right of", "above", "below")
 
-# The relation that says the same with the objects exchanged, in the one direction that names a combination.
+# A combination replaces these relations by the opposite one and exchanges the objects.
 _MIRROR = {"right of": "left of", "below": "above"}
 
 # Share of each task's combinations held out for (validation, evaluation). Tasks with few combinations give more.
@@ -55,7 +55,7 @@ class Caption:
         return f"{words} on {self.background}" if self.background else words
 
     def combination(self) -> tuple:
-        """What the caption asks for, the same for two wordings of one scene; splits are disjoint in it."""
+        """The scene that the caption asks for, equal for two wordings of one scene; splits share no combination."""
         subjects, relation = self.subjects, self.relation
         if relation in _MIRROR:
             subjects, relation = subjects[::-1], _MIRROR[relation]
@@ -141,7 +141,7 @@ def _combinations() -> dict[str, tuple[Caption, ...]]:
 
 @cache
 def split(name: str) -> dict[str, tuple[Caption, ...]]:
-    """All captions of a split by task. Splits share no combination, in whatever words.
+    """All captions of a split by task. Splits share no combination, in any wording.
 
     Raises:
         ValueError: The split is unknown.
@@ -168,7 +168,7 @@ def sample(split_name: str, count: int, seed: int) -> list[str]:
     Args:
         split_name: One of SPLITS.
         count: How many captions.
-        seed: Of the order within each task.
+        seed: Seed of the order within each task.
 
     Raises:
         ValueError: The split holds fewer captions than asked for.
@@ -180,7 +180,7 @@ def sample(split_name: str, count: int, seed: int) -> list[str]:
         raise ValueError(f"prompts must be between 1 and {available} for the {split_name} captions, got {count}")
     chosen: list[str] = []
     while len(chosen) < count:
-        # Richest task first, so that the first captions of a small draw say most.
+        # The task with the longest captions first, so that a small draw has its captions too.
         for name in reversed(TASKS):
             if queues[name] and len(chosen) < count:
                 chosen.append(queues[name].pop().text())

@@ -1,4 +1,4 @@
-"""Reads a picture back (which shapes, colours, places, how many, on what) and holds it against its caption."""
+"""Reads a picture back (shapes, colours, places, counts, background) and compares it with its caption."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +13,7 @@ from pipeline.scenes.renderer import GROUND, PALETTE, coverage
 CHROMA = 40  # grey levels between the largest and the smallest channel: objects have more, backgrounds less
 SPECK = 20  # pixels; smaller coloured spots are no objects
 MIN_OVERLAP = 0.70  # soft intersection over union with the best shape's template; rendered shapes have over 0.8
-MIN_LEAD = 0.03  # of the best shape's overlap before the next shape's; rendered shapes have over 0.09
+MIN_LEAD = 0.03  # by which the best shape's overlap exceeds the next shape's; rendered shapes have over 0.09
 MIN_PURITY = 0.75  # share of an object's inner pixels that have its colour
 GROUND_TOLERANCE = 40  # grey levels
 _TEMPLATE = 32  # pixels, side of the normalised masks

@@ -1,4 +1,4 @@
-"""What a train step learns from: student steps drawn from recordings, a function of the seed and the step alone."""
+"""The batch of a train step: student steps drawn from recordings by the seed and the train step's number alone."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Batch:
 
 
 def draw(trajectories: Trajectories, job: Job, train_step: int) -> Batch:
-    """(trajectory, student step) pairs."""
+    """Draws a batch of (trajectory, student step) pairs."""
     settings = job.settings
     count = min(job.trajectories or len(trajectories), len(trajectories))
     chosen = items(count * len(job.steps), settings.batch, settings.seed, train_step)
@@ -32,7 +32,7 @@ def draw(trajectories: Trajectories, job: Job, train_step: int) -> Batch:
 
 
 def draw_anchors(anchors: Trajectories, job: Job, train_step: int) -> Batch:
-    """(anchor, student step) pairs; from a state to the next one the velocity is the guided base's own."""
+    """Draws a batch of (anchor, student step) pairs; the secant of each step is the guided base's own velocity."""
     settings, count = job.settings, len(anchors)
     chosen = items(count * len(job.anchored), settings.anchor_batch, settings.seed, train_step, "anchors")
     noise = generator(settings.seed, "anchors noise", train_step)
@@ -40,13 +40,13 @@ def draw_anchors(anchors: Trajectories, job: Job, train_step: int) -> Batch:
 
 
 def together(one: Batch, other: Batch) -> Batch:
-    """The rows of both."""
+    """The rows of both batches."""
     parts = {f.name: torch.cat([getattr(one.sample, f.name), getattr(other.sample, f.name)]) for f in fields(Sample)}
     return Batch(Sample(**parts), concat(one.conditioning, other.conditioning))
 
 
 def items(count: int, batch: int, seed: int, train_step: int, stream: str = "order") -> Tensor:
-    """The items of one batch, shape (batch,): all of `count` once, in a random order, before any comes again."""
+    """The items of one batch, shape (batch,): all `count` items come once, in random order, before any comes again."""
     positions = torch.arange(train_step * batch, (train_step + 1) * batch)
     epochs = positions // count
     drawn = [
@@ -63,7 +63,7 @@ def generator(seed: int, stream: str, index: int) -> torch.Generator:
 
 
 def _batch(recorded: Trajectories, steps: Sequence[Step], chosen: Tensor, count: int, noise: torch.Generator) -> Batch:
-    """The chosen ones of `count` trajectories x `steps`, numbered so that the trajectory changes fastest."""
+    """The batch of the chosen pairs; pair n is trajectory n % count in the student step n // count."""
     ids, pairs = chosen % count, torch.tensor(steps)[chosen // count]
     x, x_next, x_0 = recorded.states(ids, F.pad(pairs, (0, 1), value=recorded.steps)).float().unbind(1)
     sigma, sigma_next = recorded.sigmas[pairs].float().unbind(1)

@@ -17,7 +17,7 @@ class TrainingData:
     partition: Partition
     trajectories: Trajectories
     anchors: Trajectories | None
-    """None = there are none."""
+    """None = no anchors."""
 
     @classmethod
     def load(cls) -> "TrainingData":
@@ -26,7 +26,7 @@ class TrainingData:
         return cls(partition, Trajectories(artifacts.TRAJECTORIES), trajectories.load(artifacts.ANCHORS))
 
     def steps(self, *phases: str) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-        """The student steps of phases in the trajectories' own and in the anchors', () without those.
+        """The phases' student steps in recorded steps of the trajectories, and of the anchors (() without anchors).
 
         Raises:
             ValueError: A level of the partition was not recorded.

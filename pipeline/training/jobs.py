@@ -16,7 +16,7 @@ Step = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How an adapter is trained; the words are those of params.yaml."""
+    """How an adapter is trained; the names are those of params.yaml."""
 
     objective: str
     rank: int
@@ -41,15 +41,15 @@ class Job:
 
     name: str
     steps: tuple[Step, ...]
-    """The student steps that it serves, in the trajectories' own."""
+    """The student steps that the adapter serves, in recorded steps of the trajectories."""
     settings: TrainingSettings
     guidance_scale: float
     true_cfg_scale: float
-    """The student's: above 1 its guided velocity is what is trained, at 1 the guidance is baked in."""
+    """The student's scale: above 1 the guided velocity is trained, at 1 the guidance is baked in."""
     anchored: tuple[Step, ...] = ()
-    """The same in the anchors' own; () = no anchors."""
+    """The same student steps in recorded steps of the anchors; () = no anchors."""
     trajectories: int | None = None
-    """Train on the first so many trajectories; None = all."""
+    """How many trajectories to train on, counted from the first; None = all."""
     section: str = "training"
     """The section of params.yaml that names the objective and the targets, for messages."""
 

@@ -36,21 +36,21 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training keeps what it needs to go on after it was killed."""
+    """Where and how often a training saves its state, so that a killed training can go on."""
 
     folder: Path
-    """Nothing but one job uses it."""
+    """A folder for one job alone."""
     every: int
-    """Train steps from one state to the next."""
+    """Train steps from one saved state to the next."""
 
 
 def checkpoint_key(job: Job, *recordings: Path) -> str:
-    """Digest of what a job's bytes depend on: itself, what was recorded (its index names the teacher), the code."""
+    """Digest of all that a job's bytes depend on: the job, the recordings (which name the teacher) and the code."""
     return digest_of([job, *(file_digest(Path(folder) / INDEX) for folder in recordings), code_digest()])
 
 
 def load_teacher(params: Params) -> Backbone:
-    """The teacher as a training holds it: its transformer alone. Raises ValueError as `backbones.load` does."""
+    """The teacher for a training: its transformer alone. Raises ValueError as `backbones.load` does."""
     backbone = backbones.load(params.teacher.base, params.runtime.device, ("transformer",))
     if params.runtime.gradient_checkpointing:
         backbone.transformer.enable_gradient_checkpointing()
@@ -72,12 +72,12 @@ def train(
         backbone: Its transformer carries no adapter of that name.
         trajectories: The teacher's states and their conditioning.
         job: What to train.
-        checkpoint: When it holds a state, its records are yielded at once and training goes on from there, to the same
-            bytes as without the interruption.
-        anchors: What a part of each batch comes from, if the job and its objective have steps for them.
+        checkpoint: If it holds a state, the records of that state are yielded at once. Training then goes on from the
+            state, to the same bytes as without the interruption.
+        anchors: Anchors for a part of each batch, if the job has steps for them and the objective is guided.
 
     Raises:
-        ValueError: The objective or the targets are unknown, or a loss is not finite; no checkpoint keeps that step.
+        ValueError: The objective or the targets are unknown, or a loss is not finite; such a step is never saved.
     """
     settings = job.settings
     objectives.check(f"{job.section}.objective", settings.objective)
@@ -109,7 +109,7 @@ def train(
 
         velocities = Velocities(backbone, job, batch.conditioning, negative, trajectories.recording)
         student = velocities.student(guided=objective.guided)
-        with precision.attention(backbone, settings.precision):  # around both: checkpointing runs the forward again
+        with precision.attention(backbone, settings.precision):  # backward too: checkpointing runs the forward in it
             losses = objective.loss(sample, student, velocities.teacher, **state)
             _check(losses.detach(), sample.sigma, train_step, job.name)
             loss = losses.mean()
@@ -152,12 +152,12 @@ def train_to(
 def to_artifact(
     folder: Path, jobs: Mapping[str | None, Job], data: TrainingData, params: Params, progress: Progress
 ) -> None:
-    """Trains adapters into an artifact, whole, with their losses as history.csv; a killed run goes on where it was.
+    """Trains adapters and writes them whole, with their losses as history.csv; a killed run goes on where it stopped.
 
     Args:
-        folder: The artifact; its name is that of the checkpoints.
-        jobs: By the folder in the artifact that each adapter goes to; None = the artifact itself.
-        data: What they are trained on.
+        folder: The artifact; the checkpoints have the same name.
+        jobs: The jobs by the sub-folder that each adapter goes to; None = the artifact itself.
+        data: What the adapters are trained on.
         params: All parameters.
         progress: Opens a progress bar.
 

@@ -1,4 +1,4 @@
-"""What the pair is compared with that has to be trained for it: a rival is an entry of `RIVALS`, and nothing else."""
+"""The pair's rivals that need a training of their own: a new rival is an entry of `RIVALS`, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Rival:
     question: str
     """What comparing it with the student answers."""
     jobs: Callable[[Params, TrainingData], list[Job]]
-    """Its adapters to train."""
+    """The rival's adapters to train."""
     adapters: tuple[str, str]
-    """The names of the jobs that act in the student's slow and in its fast steps."""
+    """The jobs whose adapters are active in the student's slow and in its fast steps, by name."""
 
 
 def single(params: Params, data: TrainingData) -> list[Job]:

@@ -15,13 +15,13 @@ from pipeline.training.jobs import Job
 
 
 class Velocities:
-    """Student and teacher under the prompts of one batch; their velocities are float32, whatever computes them.
+    """Student and teacher under the prompts of one batch; their velocities are float32 in every precision.
 
     Args:
-        backbone: Carries the adapter of `job`, which acts and trains from now on.
+        backbone: Carries the adapter of `job`, which is active and trains from now on.
         job: What is trained.
-        conditioning: Of the batch's prompts, B rows.
-        negative: Of the negative prompt, one row.
+        conditioning: Conditioning of the batch's prompts, B rows.
+        negative: Conditioning of the negative prompt, one row.
         recording: How the teacher was run.
     """
 
@@ -34,7 +34,7 @@ class Velocities:
         self._model = with_adapter(backbone, job.name)
 
     def student(self, *, guided: bool) -> Velocity:
-        """The backbone with the adapter; under the prompts alone unless `guided`, else at the job's true_cfg_scale."""
+        """The backbone with the adapter: at the job's true_cfg_scale if `guided`, else under the prompts alone."""
         scale = self._job.true_cfg_scale if guided else 1.0
         velocity = self._guided(self._model, self._job.guidance_scale, scale)
 
@@ -91,15 +91,15 @@ class _Model(nn.Module):
 def _merges(backbone: Backbone) -> bool:
     """Whether the student runs with merged weights, as on a float32 transformer.
 
-    In 16 bits a small delta would be lost in W + B A, and a large transformer would hold a gradient per weight: there
-    peft's low-rank path serves, as it does for quantised weights and under gradient checkpointing.
+    In 16 bits a small delta would be lost in W + B A, and a large transformer would hold a gradient per weight. So
+    peft's low-rank path serves there, for quantised weights and under gradient checkpointing.
     """
     checkpointing = backbone.transformer.is_gradient_checkpointing  # runs a block again, without the merged weights
     return backbone.dtype == torch.float32 and not checkpointing and switching.fusable(backbone.transformer)
 
 
 def _select(backbone: Backbone, name: str) -> None:
-    """Makes an adapter train, and act unless its weights are merged."""
+    """Makes an adapter trainable, and active unless its weights are merged."""
     parameters = adapters.parameters(backbone.transformer, name)
     adapters.select(backbone.transformer, None if _merges(backbone) else name)
     for parameter in parameters:  # peft freezes what is not selected
