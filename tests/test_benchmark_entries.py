@@ -11,8 +11,8 @@ from pipeline import artifacts
 from pipeline.benchmarking.scorers.table import SCORERS
 from pipeline.evaluation.benchmarks import coco, statistics
 from pipeline.evaluation.benchmarks.official import SHIPPED, Value, by_prompt
-from pipeline.evaluation.benchmarks.oneig import text_score
 from pipeline.evaluation.benchmarks.table import BENCHMARKS, find
+from pipeline.evaluation.benchmarks.text_measures import oneig_score
 from pipeline.scenes import captions
 from tests import benchmark_case as case
 
@@ -239,7 +239,7 @@ def test_the_text_dimension_follows_its_formula(name, worst):
 
 def test_the_text_dimension_takes_many_resamples_at_once():
     sums = np.array([[[10.0, 0.5, 3, 4]], [[30.0, 0.25, 4, 16]]])
-    found = text_score(100)(sums, np.array([[1], [1]]))
+    found = oneig_score(100)(sums, np.array([[1], [1]]))
     assert found == pytest.approx([1 - 10 * 0.5 * 0.25 / 100, 1 - 30 * 0.75 * 0.75 / 100])
 
 

@@ -275,6 +275,20 @@ def test_a_scorer_that_crashes_goes_on_after_its_last_block(known, settings, mon
     assert places.scores("selftest", "student", "brightness").read_bytes() == resumed
 
 
+def test_a_value_that_is_no_number_is_refused_with_its_image(known, settings, monkeypatch):
+    make(known, settings, "student")
+    entry = table.SCORERS["brightness"]
+
+    class Broken:
+        def fields(self, images, items):
+            return [{"brightness": float("nan")} for _ in images]
+
+    monkeypatch.setitem(table.SCORERS, "brightness", replace(entry, load=lambda places, device: Broken()))
+    with pytest.raises(ValueError, match="brightness must give finite numbers, got NaN or infinity for .*00000_0.png"):
+        score.score(SELFTEST, ["student"], settings, "cpu", no_progress)
+    assert not list(places.SCORES.rglob("*.json"))
+
+
 def with_options(settings, **options):
     environment = settings.external["selftest_red"]
     return replace(settings, external={"selftest_red": replace(environment, options=options)})

@@ -139,7 +139,7 @@ def _batches(every: Sequence[Item], seeds: int, settings: Settings) -> Iterator[
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keeps diffusers from printing the end of each long prompt: FLUX.1's CLIP reads only the first 77 tokens of any."""
+    """Keeps diffusers from printing the end of each long prompt, of which FLUX.1's CLIP reads the first 77 tokens."""
     import diffusers.utils.logging as log
 
     before = log.get_verbosity()

@@ -126,14 +126,24 @@ def _block(found: Manifest, block: Sequence[tuple[int, Item, int]], loaded: Load
     said: list[dict] = []
     for first in range(0, len(block), loaded.entry.batch):
         some = block[first : first + loaded.entry.batch]
-        images = [_open(found.path(index, number)) for index, _, number in some]
+        files = [found.path(index, number) for index, _, number in some]
+        images = [_open(file) for file in files]
         if loaded.entry.extracts:
             parts.append(cast(Extractor, loaded.model).features(images))
+            _check_finite(loaded, files, parts[-1])
             continue
         fields = cast(Scorer, loaded.model).fields(images, [item for _, item, _ in some])
-        for (_, item, number), own in zip(some, fields, strict=True):
+        for file, (_, item, number), own in zip(files, some, fields, strict=True):
+            _check_finite(loaded, [file], np.array([[value for value in own.values() if not isinstance(value, str)]]))
             said.append({"item": item.id, "seed": number, "fields": own})
     return np.concatenate(parts).astype(np.float32) if loaded.entry.extracts else said
+
+
+def _check_finite(loaded: Loaded, files: Sequence[Path], rows: np.ndarray) -> None:
+    """Refuses values that are not finite, of the first image that has some."""
+    for file, row in zip(files, rows, strict=True):
+        if not np.isfinite(row).all():
+            raise ValueError(f"{loaded.entry.name} must give finite numbers, got NaN or infinity for {file}")
 
 
 def _open(path: Path) -> Image.Image:

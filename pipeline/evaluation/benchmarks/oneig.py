@@ -9,15 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import artifacts
 from pipeline.evaluation.benchmarks import Column
 from pipeline.evaluation.benchmarks.official import Item, Metric, OfficialBenchmark, Published, Source, SourceFile
 from pipeline.evaluation.benchmarks.oneig_scorers import TEXT, externals
 from pipeline.evaluation.benchmarks.published import qwen_image
 from pipeline.evaluation.benchmarks.records import csv_rows, wrong
-from pipeline.evaluation.benchmarks.statistics import Statistic
+from pipeline.evaluation.benchmarks.text_measures import oneig_score
 
 COMMIT = "41b49831e79e6dde5323618c164da1c4cf0f699d"
 FOLDERS = {  # of the official layout, by the category in the list of prompts
@@ -98,34 +96,13 @@ def _questions(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def text_score(worst: int) -> Statistic:
-    """The text dimension: 1 - min(worst, ED) (1 - CR) (1 - WAC) / worst, of all prompts at once.
-
-    ED is the mean edit distance, CR the share of images without an error, WAC the words found over the words asked for.
-
-    Args:
-        worst: The edit distance that counts as no text at all: 100, in Chinese 50.
-
-    Returns:
-        A statistic of the fields `TEXT`.
-    """
-
-    def statistic(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        distance, complete, matched, words = np.moveaxis(sums.sum(axis=1), 1, 0)
-        prompts = counts.sum(axis=1)
-        errors = np.minimum(worst, distance / prompts) * (1 - complete / prompts) * (1 - matched / words)
-        return 1 - errors / worst
-
-    return statistic
-
-
 def _has_style(item: Item) -> bool:
     return "style" in item.extra
 
 
 def _metrics(edition: Edition) -> tuple[Metric, ...]:
     """The five dimensions, and two of them again by the official code, which has no total of the five."""
-    text, name, title = text_score(edition.worst), edition.name, edition.title
+    text, name, title = oneig_score(edition.worst), edition.name, edition.title
     return (
         Metric(
             column=Column(f"{name}_alignment", f"{title}, alignment", 3, better="higher"),
