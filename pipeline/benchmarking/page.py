@@ -48,7 +48,7 @@ def _note(words: str) -> str:
 
 def _headline(collected: Sequence[Collected]) -> str:
     """The first number of every benchmark, for every arm."""
-    arms = list(dict.fromkeys(own.arm for found in collected for own in found.manifests))
+    arms = {own.arm: own.title for found in collected for own in found.manifests}
     rows = []
     for found in collected:
         if not found.rows:
@@ -60,7 +60,7 @@ def _headline(collected: Sequence[Collected]) -> str:
         cells = [tag("td", _cell(by_arm.get(arm), measure)) for arm in arms]
         label = tag("th", text(f"{found.benchmark.title}: {measure.title}"), mark, scope="row")
         rows.append(tag("tr", label, *cells))
-    heads = [column("Benchmark", css="text"), *(column(arm) for arm in arms)]
+    heads = [column("Benchmark", css="text"), *(column(title) for title in arms.values())]
     note = _note(
         "Every arm starts from the same noise for the same prompt. Below a score stands what it keeps of the teacher's"
         " score, with the 95 % interval of a paired bootstrap over prompts. Distances have no retention."
@@ -129,7 +129,9 @@ def _pictures(found: Collected, sides: int) -> str:
         if all(image is not None for image in manifest_images):
             rows.append(Shots(item.prompt, [image for image in manifest_images if image is not None], None))
     titles = [own.title if own.nfe is None else f"{own.title}\n{own.nfe} forwards" for own in found.manifests]
-    return gallery(titles, rows) if rows else _note("The images are no longer on this machine.")
+    if not rows:
+        return _note("The images are no longer on this machine.")
+    return tag("h3", "Side by side") + gallery(titles, rows)
 
 
 def _image(own: Manifest, index: int) -> np.ndarray | None:
