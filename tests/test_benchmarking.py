@@ -323,6 +323,54 @@ def test_an_official_scorer_can_be_run_by_hand(known, settings):
     assert len(json.loads(places.scores("selftest", "student", "selftest_red").read_text())["values"]) == 16
 
 
+OFFICIAL = '''
+"""Stands in for GenEval's scorer: the official arguments and output, and a verdict by brightness."""
+
+import argparse, json, os
+from PIL import Image, ImageStat
+
+parser = argparse.ArgumentParser()
+parser.add_argument("images")
+parser.add_argument("--outfile")
+parser.add_argument("--model-path")
+options = parser.parse_args()
+assert os.path.isdir(options.model_path)
+with open(options.outfile, "w") as out:
+    for folder in os.listdir(options.images):
+        metadata = json.load(open(os.path.join(options.images, folder, "metadata.jsonl")))
+        for name in sorted(os.listdir(os.path.join(options.images, folder, "samples"))):
+            file = os.path.join(options.images, folder, "samples", name)
+            correct = ImageStat.Stat(Image.open(file).convert("L")).mean[0] > 100
+            said = {"filename": file, "tag": metadata["tag"], "prompt": metadata["prompt"], "correct": correct}
+            out.write(json.dumps({**said, "reason": "", "metadata": json.dumps(metadata), "details": "{}"}) + "\\n")
+'''
+
+
+def test_geneval_goes_its_whole_official_path(known, settings, tmp_path):
+    (checkout := tmp_path / "checkout" / "evaluation").mkdir(parents=True)
+    (checkout / "evaluate_images.py").write_text(OFFICIAL)
+    (checkout / "summary_scores.py").write_text("")
+    shutil.copytree(ROOT / "benchmarks" / "prompts", places.PROMPTS)
+    prepare.prepare("geneval")
+    geneval = benchmarks.BENCHMARKS["geneval"]
+    environment = Environment(python=sys.executable, checkout=checkout.parent, options={"detector": str(tmp_path)})
+    settings = replace(settings, limit=2, batch=8, external={"geneval": environment})
+    for name in ("teacher", "student"):
+        generate.generate(geneval, known[name], settings, no_progress)
+    assert external.score(geneval, ["teacher", "student"], settings) == []
+    strict = {row.metric for row in collect.collect(["geneval"], settings, "qwen-image")[0].rows}
+    assert strict == {"geneval", *(f"geneval_{tag}" for tag in geneval.counts)}
+    found = manifest.load("geneval", "student")
+    verdicts = {tag: [] for tag in geneval.counts}
+    for index, item in manifest.chosen(geneval, found):
+        for number in range(4):
+            grey = np.asarray(Image.open(found.path(index, number)).convert("L"))
+            verdicts[item.category].append(grey.mean() > 100)
+    rows = {row.metric: row for row in collect.collect(["geneval"], settings, "")[0].rows if row.arm == "student"}
+    assert rows["geneval"].value == pytest.approx(np.mean([np.mean(own) for own in verdicts.values()]))
+    assert rows["geneval"].prompts == 12 and rows["geneval"].images == 48 and rows["geneval"].subset
+
+
 def test_arms_that_differ_are_not_compared(known, settings, monkeypatch):
     make(known, settings, "teacher")
     make(known, replace(settings, seed=100), "student")

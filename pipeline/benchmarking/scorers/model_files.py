@@ -14,12 +14,20 @@ QWEN_VL = Weight(
     licence="Apache-2.0",
 )
 QWEN_PACKAGES = ("torch", "torchvision", "transformers", "qwen-vl-utils", "pillow")
-CLIP_FLANT5 = Weight(name="clip-flant5-xxl", hub="zhiqiulin/clip-flant5-xxl@main", licence="Apache-2.0")
+CLIP_FLANT5 = Weight(  # no commit is known: the values carry the digest of the files that were used
+    name="clip-flant5-xxl", hub="zhiqiulin/clip-flant5-xxl@main", licence="Apache-2.0"
+)
 CLIP_CONFIG = Weight(
-    name="clip-vit-large-patch14-336", hub="openai/clip-vit-large-patch14-336@main", file="config.json", licence="MIT"
+    name="clip-vit-large-patch14-336",
+    hub="openai/clip-vit-large-patch14-336@ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
+    file="config.json",
+    licence="MIT",
 )
 FLAN_T5_TOKENIZER = Weight(
-    name="flan-t5-xxl", hub="google/flan-t5-xxl@main", file="tokenizer.json", licence="Apache-2.0"
+    name="flan-t5-xxl",
+    hub="google/flan-t5-xxl@ae7c9136adc7555eeccc78cdd960dfd60fb346ce",
+    file="tokenizer.json",
+    licence="Apache-2.0",
 )
 
 
