@@ -6,6 +6,8 @@ import shutil
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.objectives import OBJECTIVES
+
 GRID = {
     "question": "How much does the noise of the evaluation matter?",
     "arms": ["student", "base_guided"],
@@ -36,7 +38,7 @@ def test_a_question_runs_through_the_queue_to_its_table(studied):
     assert done.returncode == 1, done.stdout
     assert done.stdout.splitlines()[-1] == "Error: 1 runs failed: tiny-wrong-s0"
     assert "tiny-wrong-s0 FAILED (`dvc queue logs tiny-wrong-s0` says why)" in done.stdout
-    assert "objective must be one of trajectory, flow, got 'magic'" in studied.succeed(
+    assert f"objective must be one of {', '.join(OBJECTIVES)}, got 'magic'" in studied.succeed(
         "dvc", "queue", "logs", "tiny-wrong-s0"
     )
     with (studied.folder / "experiments" / "results" / "tiny.csv").open() as file:

@@ -9,6 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline import artifacts
+from pipeline.objectives import OBJECTIVES
+from pipeline.partition import RULES
 from tests.bad_bases import BASES, spoil
 
 
@@ -50,10 +52,10 @@ def small_files():
         ("compute_partition", "partition.slow_step", 3, "partition.slow_step is not a parameter; partition has rule"),
         ("train_slow", "training.rank", "many", "training.rank must be an integer, got 'many'"),
         ("evaluate", "evaluation.bootstrap", 3, "evaluation.bootstrap must be at least 100, got 3"),
-        ("compute_partition", "partition.rule", "best", "partition.rule must be one of snr, uniform, official, got"),
+        ("compute_partition", "partition.rule", "best", f"rule must be one of {', '.join(RULES)}, got 'best'"),
         ("compute_partition", "partition.slow_steps", 2, "partition.slow_steps must fit into the 1 recorded steps"),
-        ("train_fast", "training.objective", "magic", "objective must be one of trajectory, flow, got 'magic'"),
-        ("train_controls", "official.objective", "magic", "official.objective must be one of trajectory, flow, got"),
+        ("train_fast", "training.objective", "magic", f"objective must be one of {', '.join(OBJECTIVES)}, got"),
+        ("train_controls", "official.objective", "magic", f"official.objective must be one of {', '.join(OBJECTIVES)}"),
         ("train_controls", "official.targets", "some", "official.targets must be one of attention, all for flux, got"),
         ("train_controls", "train_controls.arms", ["dual"], "arms must be among single, official, got 'dual'"),
         ("cache_trajectories", "teacher.path", "nowhere", "nowhere"),

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 from pipeline import adapters, backbones, checking, diagnosis, families, objectives, partition
 from pipeline.faults import Faults
+from pipeline.objectives import OBJECTIVES
+from pipeline.partition import RULES
 from stages import check
 from tests.bad_bases import BASES, spoil
 from tests.test_params import SHIPPED
@@ -61,12 +63,12 @@ def test_the_shipped_parameters_pass(here):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"partition__rule": "snrr"}, "partition.rule must be one of snr, uniform, official, got 'snrr'; did you"),
+        ({"partition__rule": "snrr"}, f"partition.rule must be one of {', '.join(RULES)}, got 'snrr'; did you"),
         ({"partition__threshold_u": 0.01}, "partition.threshold_u must be at least the last level 0.04, got 0.01"),
         ({"partition__slow_steps": 6}, "partition.slow_steps must fit into the 5 recorded steps that rule snr gives"),
         ({"partition__fast_steps": 40}, "partition.slow_steps + fast_steps must be at most the 25 recorded steps, got"),
         ({"trajectories__steps": 3}, "trajectories.steps must divide teacher.steps = 50, got 3"),
-        ({"training__objective": "Flow"}, "training.objective must be one of trajectory, flow, got 'Flow'; did you"),
+        ({"training__objective": "Flow"}, f"training.objective must be one of {', '.join(OBJECTIVES)}, got 'Flow'"),
         ({"training__targets": "al"}, "training.targets must be one of attention, all for flux, got 'al'; did you"),
         ({"train_controls__arms": ["singel"]}, "train_controls.arms must be among single, official, got 'singel'; did"),
         ({"train_controls__arms": [""]}, "train_controls.arms must be among single, official, got ''"),
@@ -212,8 +214,8 @@ def test_the_stage_says_a_line_per_fault_and_writes_nothing(here):
     result = CliRunner().invoke(check.main)
     assert result.exit_code == 1 and not (here / "artifacts" / "check.json").exists()
     assert result.output.splitlines() == [
-        "Error: check: partition.rule must be one of snr, uniform, official, got 'best'",
-        "Error: check: training.objective must be one of trajectory, flow, got 'magic'",
+        f"Error: check: partition.rule must be one of {', '.join(RULES)}, got 'best'",
+        f"Error: check: training.objective must be one of {', '.join(OBJECTIVES)}, got 'magic'",
     ]
     (here / "params.yaml").write_text("teacher: {}\nteacher: {}\n")
     result = CliRunner().invoke(check.main)
@@ -234,15 +236,15 @@ def test_doctor_says_the_same(here):
     change(partition__rule="best", training__objective="magic")
     finding = diagnosis.parameters()
     assert not finding.ok and finding.text.splitlines() == [
-        "partition.rule must be one of snr, uniform, official, got 'best'",
-        "     training.objective must be one of trajectory, flow, got 'magic'",
+        f"partition.rule must be one of {', '.join(RULES)}, got 'best'",
+        f"     training.objective must be one of {', '.join(OBJECTIVES)}, got 'magic'",
     ]
 
 
 def test_every_known_name_passes(here):
-    for rule in partition.RULES:
+    for rule in RULES:
         partition.check(rule)
-    for objective in objectives.OBJECTIVES:
+    for objective in OBJECTIVES:
         objectives.check("training.objective", objective)
     backbone = backbones.load(here / "artifacts" / "teacher", "cpu", parts=())
     for targets in backbone.lora_targets:

@@ -9,6 +9,8 @@ import time
 import pytest
 
 from pipeline import artifacts
+from pipeline.objectives import OBJECTIVES
+from pipeline.partition import RULES
 from tests.growth import GROWTH
 
 STAGES = (
@@ -186,8 +188,8 @@ def test_misspelt_names_fail_within_seconds_before_the_recording_and_lose_nothin
         result = project.run("dvc", "repro")
         assert result.returncode != 0 and ran(result.stdout) == ["check"] and "Traceback" not in result.stdout
         assert re.findall(r"^Error: check: (.*)$", result.stdout, flags=re.MULTILINE) == [
-            "partition.rule must be one of snr, uniform, official, got 'snrr'; did you mean snr?",
-            "training.objective must be one of trajectory, flow, got 'trajectroy'; did you mean trajectory?",
+            f"partition.rule must be one of {', '.join(RULES)}, got 'snrr'; did you mean snr?",
+            f"training.objective must be one of {', '.join(OBJECTIVES)}, got 'trajectroy'; did you mean trajectory?",
             "training.targets must be one of attention, all for flux, got 'al'; did you mean all?",
             "train_controls.arms must be among single, official, got 'singel'; did you mean single?",
             "evaluation.swaps must be among slow_only, fast_only, swapped, got 'x'",

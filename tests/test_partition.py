@@ -90,7 +90,7 @@ def test_both_phases_are_one_path_on_the_teachers_levels(rule, teacher_steps):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rule": "golden"}, "partition.rule must be one of snr, uniform, official, got 'golden'"),
+        ({"rule": "golden"}, f"partition.rule must be one of {', '.join(RULES)}, got 'golden'"),
         ({"slow_steps": 11}, "partition.slow_steps must fit into the 10 recorded steps that rule snr gives the slow"),
         ({"fast_steps": 41}, "partition.fast_steps must fit into the 40 recorded steps that rule snr gives the fast"),
         ({"threshold_u": 1.0}, "partition.slow_steps must fit into the 0 recorded steps"),

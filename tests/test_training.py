@@ -17,7 +17,7 @@ from pipeline.backbones import precision as arithmetic
 from pipeline.backbones.base import concat, index, repeat
 from pipeline.backbones.teacher import Teacher
 from pipeline.objectives import OBJECTIVES, Objective, regression
-from pipeline.objectives.base import constant, error
+from pipeline.objectives.base import constant, cosine, error
 from pipeline.recording.trajectories import Trajectories
 from pipeline.training import batches, jobs, loop, velocities
 from pipeline.training.loop import Checkpoint
@@ -96,7 +96,7 @@ def test_training_lowers_the_loss(recorded, trajectories, objective):
     losses = [record.loss for record in history]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert history[0].learning_rate == 0.01
-    assert (history[-1].learning_rate < 0.001) == (objective == "trajectory")
+    assert (history[-1].learning_rate < 0.001) == (OBJECTIVES[objective].rate is cosine)
 
 
 @pytest.mark.parametrize("precision, stops", [("fp32", [1, 3, 5, 8]), ("bf16", [4])])
@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_names_step_phase_and_sigma(recorded, trajecto
 
 
 def test_an_unknown_objective_is_refused(recorded, trajectories):
-    with pytest.raises(ValueError, match="training.objective must be one of trajectory, flow, got 'magic'"):
+    with pytest.raises(ValueError, match=f"training.objective must be one of {', '.join(OBJECTIVES)}, got 'magic'"):
         run(recorded, trajectories, make_job(recorded, objective="magic"))
 
 
