@@ -63,7 +63,7 @@ def generate(
         benchmark: Whose prompts.
         arm: Whose images.
         settings: Seed, limit and batch.
-        progress: Shows how far it is.
+        progress: Shows the progress.
         part: Which part of the batches is made; the record is written by the part that comes last.
 
     Returns:

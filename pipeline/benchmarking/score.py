@@ -32,7 +32,7 @@ def score(
         arms: The arms, all of which have images.
         settings: Where the weights are.
         device: auto, cpu or cuda.
-        progress: Shows how far it is.
+        progress: Shows the progress.
 
     Returns:
         A sentence for each scorer that lacks its weights or its packages.
