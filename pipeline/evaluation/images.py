@@ -115,9 +115,7 @@ class ImageSet:
             origin = Origin(**content["origin"] | {"schedule": Schedule(**content["origin"]["schedule"])})
             return cls(folder, shown, draws, content["height"], content["width"], origin)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{file} is not a list of images ({error}): make the images again with `dvc repro`"
-            ) from error
+            raise ValueError(f"{file} is not a list of images ({error}): run `dvc repro` to make them again") from error
 
 
 def index(arms: Sequence[Arm], draws: Draws, height: int, width: int, origin: Origin) -> dict:

@@ -126,7 +126,7 @@ DPG = OfficialBenchmark(
             parse=read,
             note=f"The scorer skips the first row of its questions. So {FIRST} fails and 1,064 of 1,065 prompts count;"
             " with the option fix_first_row: true all count. The scorer's scores by category cover only the last image"
-            " of each prompt and are not read. Several `processes` write to one file at once: a broken line is refused.",
+            " of a prompt and are not read. Several `processes` write to one file at once: broken lines are refused.",
         ),
     ),
     published=(qwen_image("dpg", 88.30),),
