@@ -118,7 +118,7 @@ def _lay(
 def _call(
     scorer: External, group: Sequence[Manifest], place: Path, environment: Environment
 ) -> tuple[Call, tuple[str, ...]]:
-    """The arguments of the commands, with a shell variable for each missing setting; and the names of those settings."""
+    """The arguments of the commands, and the missing settings; a shell variable stands in for each of them."""
     options = {name: environment.options.get(name, f"${name.upper()}") for name in scorer.needs}
     unset = [key for key in ("python", "checkout") if getattr(environment, key) is None]
     missing = [f"external.{scorer.name}.{key}" for key in unset]
