@@ -1,10 +1,10 @@
-"""What recording, training and evaluating take on this machine, and what that says of larger models.
+"""Times recording, training and evaluation on this machine, and predicts the cost for larger models.
 
     python -m measurements.cost              # the shipped teacher: about three minutes on two quiet cores
-    python -m measurements.cost --quick      # seconds of each, to see that it runs
+    python -m measurements.cost --quick      # seconds for each part, to see that the script runs
 
-Everything timed is the pipeline's own code. The figures go to docs/measured/cost.json, the page and its plot, which are
-made of them alone, to cost.md and cost.png beside it.
+All timed code is the pipeline's own. The figures go to docs/measured/cost.json. The page cost.md and its plot cost.png
+are made from cost.json alone.
 """
 
 import resource
@@ -41,7 +41,7 @@ TIMED = ("teacher", "base_guided", "student")
 
 
 class Bench:
-    """The shipped teacher and parameters, and what a forward takes at each resolution."""
+    """The shipped teacher and parameters, and the FLOPs of a forward at each resolution."""
 
     def __init__(self, shipped: Params, folder: Path, device: torch.device, quick: bool):
         self.shipped, self.folder, self.device, self.quick = shipped, folder, device, quick
@@ -58,11 +58,11 @@ class Bench:
 
     @property
     def shard(self) -> int:
-        """Trajectories of a call."""
+        """Trajectories per call."""
         return 16 if self.quick else self.shipped.trajectories.shard_size
 
     def clock(self) -> float:
-        """Seconds, after the device has finished."""
+        """Seconds, after the device has finished its queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -72,7 +72,7 @@ class Bench:
         return self.backbone.latent_shape(pixels, pixels)[0]
 
     def recorded(self, texts: int, seeds: int, steps: int, pixels: int) -> tuple[dict, Path]:
-        """Records as `cache_trajectories` does; the row and the cache."""
+        """Records as `cache_trajectories` does; returns the row and the cache."""
         asked = Recording.from_params(self.shipped, captions.sample("train", texts, 0))
         levels = tuple(base_levels(steps).tolist())
         asked = replace(asked, seeds_per_prompt=seeds, shard_size=self.shard, levels=levels)
@@ -92,7 +92,7 @@ class Bench:
         return row | {"seconds": self.clock() - encoded, "peak_mib": peak_mib()}, cache
 
     def recording(self) -> tuple[list[dict], dict[int, Path]]:
-        """The rows, those of many prompts first: the peak of memory never falls; and a cache of each resolution."""
+        """The rows and a cache of each resolution. Rows are in order of memory, since a process's peak never falls."""
         rows, caches, some = [], {}, self.shard
         full = 2 * SHORT_STEPS if self.quick else Recording.from_params(self.shipped, ()).steps
         self.recorded(8, 1, 2, self.shipped.teacher.height)  # a warm-up
@@ -106,7 +106,7 @@ class Bench:
         return rows, caches
 
     def trained(self, cache: Path, batch: int, steps: int, pixels: int) -> list[dict]:
-        """Trains as `train_slow` does; a row of all steps after the first, and one of the first half of these."""
+        """Trains as `train_slow` does; returns rows of all steps after the first, and of the first half of them."""
         settings = TrainingSettings.of(self.shipped.training, self.shipped.train_slow)
         job = Job(
             name="slow",
@@ -127,7 +127,7 @@ class Bench:
         ]
 
     def training(self, caches: dict[int, Path]) -> list[dict]:
-        """Rows of every resolution and batch; of the shipped ones more steps."""
+        """Rows for every resolution and batch; the shipped resolution and batch train more steps."""
         shipped, rows = self.shipped.training.batch, []
         for pixels, cache in caches.items():
             for batch in (shipped // 4, shipped):
@@ -136,7 +136,7 @@ class Bench:
         return rows
 
     def images(self) -> list[dict]:
-        """Seconds of a batch of images of an arm, as the evaluation takes them."""
+        """Seconds of a batch of images of an arm, timed as in the evaluation."""
         teacher, backbone, rows = self.shipped.teacher, self.backbone, []
         lora = self.shipped.training
         states = {name: random_adapter(backbone, i, lora.rank, lora.targets) for i, name in enumerate(("slow", "fast"))}
@@ -181,7 +181,7 @@ class Bench:
         return rows
 
     def around(self) -> dict[str, float]:
-        """Seconds an image of what surrounds the forwards of an evaluation, at its batch."""
+        """Seconds per image for the parts of an evaluation around the forwards, at the evaluation's batch."""
         teacher, batch = self.shipped.teacher, self.shipped.evaluation.batch
         asked = exam.of(captions.sample("evaluation", batch, 0), 0, teacher.height, teacher.width)
         x, made = self.backbone.noise(range(batch), teacher.height, teacher.width), None
@@ -203,7 +203,7 @@ class Bench:
 
 
 def peak_mib() -> float:
-    """Most main memory of this process so far."""
+    """Peak of this process's main memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

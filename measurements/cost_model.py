@@ -1,4 +1,4 @@
-"""Seconds from forwards: the products that a forward takes, the line through measured times, what pays back."""
+"""Seconds from forwards: the FLOPs of a forward, a line fitted to measured times, and the break-even."""
 
 import shutil
 import tempfile
@@ -26,31 +26,31 @@ GUIDANCE = 3.5
 
 @dataclass(frozen=True)
 class Flops:
-    """What one forward of one image takes."""
+    """FLOPs of one forward of one image."""
 
     linear: float
-    """In linear layers, 2 in out for each token that a layer sees: modulation sees one, a stream its own tokens."""
+    """In linear layers: 2 x in x out per token of the layer. Modulation has one token, a stream its own tokens."""
     attention: float
-    """4 T^2 width in each block, T image and text tokens."""
+    """In attention: 4 T^2 width per block, T image and text tokens."""
 
     @property
     def forward(self) -> float:
-        """All of it."""
+        """FLOPs in linear layers and attention."""
         return self.linear + self.attention
 
     @property
     def merged_step(self) -> float:
-        """A train step with merged weights: the backward takes twice the forward."""
+        """FLOPs of a train step with merged weights: the backward takes twice the forward."""
         return 3 * self.forward
 
     @property
     def checkpointed_step(self) -> float:
-        """A train step through peft's layers: the forward twice, and a backward without the frozen weights' part."""
+        """FLOPs of a train step through peft's layers: two forwards, and a backward without gradients of the base."""
         return 3 * self.linear + 4 * self.attention
 
 
 def count(backbone: Backbone, prompted: Conditioning, height: int, width: int) -> Flops:
-    """Counts along one forward, which may run on the meta device."""
+    """Counts the FLOPs during one forward, which may run on the meta device."""
     linear, attention, handles = [], [], []
     tokens = backbone.latent_shape(height, width)[0] + prompted["prompt_embeds"].shape[1]
 
@@ -71,7 +71,7 @@ def count(backbone: Backbone, prompted: Conditioning, height: int, width: int) -
 
 
 def published(name: str) -> Backbone:
-    """A published transformer without weights: its forward runs and computes nothing."""
+    """A published transformer on the meta device: it has no weights, and its forward computes nothing."""
     model = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
         with torch.device("meta"):
@@ -88,7 +88,7 @@ def published(name: str) -> Backbone:
 
 
 def work(backbone: Backbone, asked: Params) -> dict[str, int]:
-    """Forwards of a trajectory as recorded, of a teacher's and a student's image, of an evaluation and its timing."""
+    """Forwards of a recorded trajectory, a teacher's image, a student's image, an evaluation and its timing."""
     teacher, settings = asked.teacher, asked.evaluation
     schedule = backbone.schedule(teacher.height, teacher.width)
     compared = arms.build(
@@ -126,7 +126,7 @@ def preset_params(name: str) -> Params:
 
 
 def published_work(name: str) -> dict:
-    """A published model as its preset runs it: forwards, and FLOPs of one."""
+    """A published model with its preset: the numbers of forwards, and the FLOPs of one forward."""
     backbone, preset = published(name), preset_params(name)
     teacher = preset.teacher
     flops = count(backbone, conditioning(MODELS[name], 1), teacher.height, teacher.width)
@@ -146,15 +146,15 @@ class Fit:
     """seconds = overhead calls + flops / rate."""
 
     overhead: float
-    """Seconds of a call, whatever it computes."""
+    """Seconds per call that do not depend on its FLOPs."""
     rate: float
-    """FLOPs a second."""
+    """FLOPs per second."""
     residuals: tuple[float, ...]
     """measured / fitted - 1 of each point."""
 
     @property
     def worst(self) -> float:
-        """The largest residual without its sign."""
+        """The largest absolute residual."""
         return max(abs(residual) for residual in self.residuals)
 
 
@@ -162,10 +162,10 @@ def fit(points: Sequence[Mapping]) -> Fit:
     """Least squares of the relative errors, so that short and long runs count alike.
 
     Args:
-        points: With `calls`, `flops` of all calls together, and `seconds`.
+        points: Mappings with `calls`, the `flops` of all calls together, and `seconds`.
     """
     calls, flops, seconds = (np.array([point[key] for point in points]) for key in ("calls", "flops", "seconds"))
-    terms = np.stack([calls, flops / flops.max()], 1)  # of one magnitude, for the solver
+    terms = np.stack([calls, flops / flops.max()], 1)  # scaled to similar magnitudes for the solver
     (overhead, inverse), *_ = np.linalg.lstsq(terms / seconds[:, None], np.ones(len(seconds)), rcond=None)
     fitted = terms @ (overhead, inverse)
     return Fit(float(overhead), float(flops.max() / inverse), tuple((seconds / fitted - 1).tolist()))
@@ -179,7 +179,7 @@ def proportion(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 
 def break_even(spent: float, teacher: float, student: float) -> float:
-    """Images after which what was spent is saved: spent / (teacher - student), each in the same unit.
+    """Images after which the spent cost is saved: spent / (teacher - student), all in the same unit.
 
     Raises:
         ValueError: A student's image costs no less than a teacher's.

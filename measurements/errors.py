@@ -2,7 +2,7 @@
 
     python -m measurements.errors                # artifacts/bundle on 256 validation captions, three minutes
 
-Validation captions, never the held-out ones: what is seen here may decide what is changed. The tables go to
+The captions are validation captions, never held-out ones, since these results may guide changes. The tables go to
 docs/measured/errors.md, the figures to docs/measured/errors.json.
 """
 
@@ -30,10 +30,10 @@ from pipeline.partition import Partition
 from pipeline.scenes import captions
 
 BATCH = 64
-FIRST_SEED = 5000  # of the noise; neither the recordings' nor the evaluation's
-LOST_DB = 15.0  # below this an image shows another background or another layout, not a coarser picture of the same
+FIRST_SEED = 5000  # seed of the noise; neither the recordings nor the evaluation use it
+LOST_DB = 15.0  # below this an image shows another background or layout, not a coarser version of the same picture
 PERTURBATION_SEED = 3
-BASE_STEPS = (10, 12, 16, 20, 25)  # of the guided base, beside as many as the student has: what it takes to lose fewer
+BASE_STEPS = (10, 12, 16, 20, 25)  # steps of the guided base, besides the student's: how many lose fewer images
 
 
 class Paths:
@@ -45,7 +45,7 @@ class Paths:
         Args:
             backbone: All parts of the teacher.
             bundle: The pair.
-            partition: Of the pair.
+            partition: Partition of the pair.
             prompts: N captions.
         """
         self.backbone, self.bundle, self.partition, self.prompts = backbone, bundle, partition, prompts
@@ -56,7 +56,7 @@ class Paths:
         self.teacher = self._whole(lambda rows: torch.stack([*self._guided(rows, self.noise[rows], self.sigmas)], 1))
 
     def _whole(self, part: Callable[[slice], Tensor]) -> Tensor:
-        """The rows of all prompts, made BATCH at a time."""
+        """Applies `part` to all prompts, BATCH at a time."""
         with torch.inference_mode():
             rows = (slice(first, first + BATCH) for first in range(0, len(self.prompts), BATCH))
             return torch.cat([part(some) for some in rows])
@@ -70,18 +70,18 @@ class Paths:
         return euler_states(self._field(rows, self.bundle.guidance.teacher_true_cfg_scale), x, sigmas)
 
     def base(self, steps: int) -> Tensor:
-        """Where the guided base ends in `steps` even steps."""
+        """The latents at the end of `steps` even steps of the guided base."""
         sigmas = self.partition.schedule.sigmas(schedule.base_levels(steps))
         return self._whole(lambda rows: [*self._guided(rows, self.noise[rows], sigmas)][-1])
 
     def finish(self, x: Tensor) -> Tensor:
-        """Where the teacher ends from states at the handoff."""
+        """The latents at the end of the teacher's path from states at the handoff."""
         rest = self.sigmas[self.partition.slow.end :]
         return self._whole(lambda rows: [*self._guided(rows, x[rows], rest)][-1])
 
     @contextmanager
     def student(self) -> Iterator[Callable[[str, Tensor, Tensor], Tensor]]:
-        """Yields a function of a phase, its states and noise levels: where the student ends from there."""
+        """Yields a function that follows the student: phase, states and noise levels to the states at the end."""
         with switching.acting(self.backbone.transformer, self.bundle.states()) as select:
 
             def follow(phase: str, x: Tensor, sigmas: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ class Paths:
 def along(paths: Paths) -> tuple[list[dict], Tensor, Tensor]:
     """The student's error after each of its steps; and its states at the handoff and at the end.
 
-    Every row has the mean squared error of one step from the teacher's state, and of the student's own path up to
-    there: its mean and median over prompts.
+    Every row has the mean squared error of one step from the teacher's state, and the error of the student's own path
+    up to that step as mean and median over prompts.
     """
     rows, x, handoff = [], paths.noise, None
     with paths.student() as follow:
@@ -126,7 +126,7 @@ def _errors(x: Tensor, wanted: Tensor) -> Tensor:
 
 
 def blame(paths: Paths, handoff: Tensor, end: Tensor) -> dict[str, Tensor]:
-    """Latents at sigma = 0 of runs that differ in who took which phase."""
+    """Latents at sigma = 0 of runs in which teacher and student take different phases."""
     exact = paths.teacher[:, paths.partition.slow.end]
     generator = torch.Generator().manual_seed(PERTURBATION_SEED)
     noise = torch.randn(exact.shape, generator=generator) * (handoff - exact).square().mean().sqrt()
@@ -142,7 +142,7 @@ def blame(paths: Paths, handoff: Tensor, end: Tensor) -> dict[str, Tensor]:
 
 
 def judge(paths: Paths, ends: dict[str, Tensor]) -> list[dict]:
-    """How far each run's images are from the teacher's, and what those that are lost are made of."""
+    """How far each run's images are from the teacher's, and how many lost images had an open background."""
 
     def decode(x: Tensor) -> np.ndarray:
         size = paths.bundle.height, paths.bundle.width
@@ -179,12 +179,12 @@ def page(found: dict) -> str:
         "# Where the student goes wrong",
         "",
         "Generated by `python -m measurements.errors` from errors.json: the pair in artifacts/bundle on",
-        f"{found['prompts']} validation captions, from the noise that the teacher starts from too.",
+        f"{found['prompts']} validation captions, from the same noise as the teacher.",
         "",
         "## Along the path",
         "",
-        "Mean squared error of the latents: of one student step from the teacher's own state, and of the student's own",
-        "path up to there. Where the second grows faster than the first adds, earlier errors are what grows.",
+        "Mean squared error of the latents after one student step from the teacher's own state, and after the",
+        "student's own path up to that step. If the second grows by more than the first adds, earlier errors grow.",
         "",
         "| phase | at teacher step | sigma | one step | own path, mean | own path, median |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -214,7 +214,7 @@ def page(found: dict) -> str:
 @click.option("--project", default=ROOT, show_default=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--docs", type=click.Path(path_type=Path), default=DOCS, show_default=True)
 def main(prompts: int, project: Path, docs: Path) -> None:
-    """Holds a project's student against its teacher, step by step, and writes the tables."""
+    """Compares a project's student with its teacher, step by step, and writes the tables."""
     partition = Partition.from_json(artifacts.read_json(project / artifacts.PARTITION))
     bundle = Bundle.load(project / artifacts.BUNDLE)
     backbone = backbones.load(project / artifacts.TEACHER, "cpu")

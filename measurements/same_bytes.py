@@ -1,7 +1,8 @@
 """Compares a run with an earlier one: recording, adapters and bundle to the byte, every figure to the last digit.
 
-A change of structure must pass this. Keep a copy of the project with its artifacts from before the change, run the
-graph after the change, and compare: `python -m measurements.same_bytes ../before`. Bytes are equal on one machine only.
+A change of structure must pass this comparison. Keep a copy of the project and its artifacts from before the change,
+run the graph after the change, and compare with `python -m measurements.same_bytes ../before`. Only runs on one machine
+have equal bytes.
 """
 
 import sys
@@ -21,11 +22,11 @@ FOLDERS = (
     artifacts.TRAIN_CONTROLS,
     artifacts.BUNDLE,
 )
-CLOCKED = ("latency", "loop", "speedup")  # how figures of the clock begin; earlier runs kept them in metrics.json
+CLOCKED = ("latency", "loop", "speedup")  # prefixes of timed figures, which earlier runs kept in metrics.json
 
 
 def differences(before: Path, after: Path) -> Iterator[str]:
-    """What differs between the artifacts of two projects, a line each."""
+    """The differences between the artifacts of two projects, a line each."""
     for folder in FOLDERS:
         names = sorted({*_files(before / folder), *_files(after / folder)})
         for name in names:

@@ -1,8 +1,8 @@
-"""docs/strip.png: one image of the teacher over one of the student for six captions, and what an image costs.
+"""docs/strip.png: one image of the teacher over one of the student for six captions, and the cost of an image.
 
     python -m measurements.strip        # after `dvc repro`: artifacts/bundle and artifacts/evaluation/metrics.json
 
-The captions are the first held-out one of each task and the seeds are the evaluation's, so nobody chose the pictures.
+The first held-out caption of each task is shown, with the seeds of the evaluation, so nobody chose the pictures.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from pipeline.flow import schedule
 from pipeline.flow.sampling import euler
 from pipeline.prompts import load_prompts
 
-SCALE = 3  # pixels of the strip for a pixel of an image, so that small images stay sharp
+SCALE = 3  # strip pixels per image pixel, so that small images stay sharp
 GAP = 16  # pixels between images
 LABEL = 190  # pixels of the labels' column
 CAPTION = 76  # pixels above the images: captions of up to three lines
@@ -40,7 +40,7 @@ class Line:
     Attributes:
         title: Who made the images.
         nfe: Forwards per image.
-        latency_ms: Of one image at batch 1, text encoding and decoding included.
+        latency_ms: Time of one image at batch 1, with text encoding and decoding.
         images: uint8 (N, H, W, 3).
     """
 
@@ -51,14 +51,14 @@ class Line:
 
     @property
     def cost(self) -> str:
-        """The forwards, and the seconds with two digits that count: 0.29, 0.031, 12."""
+        """The forwards, and the seconds with two significant digits: 0.29, 0.031, 12."""
         seconds = self.latency_ms / 1000
         digits = max(0, 1 - int(np.floor(np.log10(seconds))))
         return f"{self.nfe} forwards\n{seconds:.{digits}f} s an image"
 
 
 def first_of_each(tasks: Sequence[str]) -> list[int]:
-    """Where each task comes first, in the order of their appearance."""
+    """The index of the first caption of each task, in the order of appearance."""
     return [tasks.index(task) for task in dict.fromkeys(tasks)]
 
 

@@ -20,24 +20,26 @@ log = logging.getLogger(__name__)
 
 
 def _interrupt(signum: int, frame: Any) -> None:
-    """Leaves with 130, which DVC takes for a failure: an interrupted stage is never recorded."""
+    """Exits with code 130, which DVC takes for a failure, so that an interrupted stage is never recorded."""
     click.echo("interrupted: nothing is recorded, the next `dvc repro` goes on from here", err=True)
     sys.exit(128 + signum)
 
 
-if sys.argv[:1] == ["-m"]:  # this package is being run; set here so that Ctrl-C during the slow imports leaves alike
+if sys.argv[:1] == [
+    "-m"
+]:  # a stage is running; set before the slow imports, so that Ctrl-C during them leaves in the same way
     signal.signal(signal.SIGINT, _interrupt)
 
 
 def stage_command(name: str, read: Callable[[], Params] = load) -> Callable[[Callable[[Params], None]], click.Command]:
     """Makes a stage's command from a function of the parameters.
 
-    The command refuses to be the code of another checkout, reads params.yaml of the working directory, sets the number
-    of threads, warns of what DVC does not watch, and says what is wrong in one sentence, or of several faults in one
-    each: ValueError, OSError and memory that runs out give exit code 1, Ctrl-C gives 130.
+    The command refuses to run the code of another checkout, and reads params.yaml of the working directory. It sets the
+    number of threads and warns of files that DVC does not watch. It reports each fault in one sentence: ValueError,
+    OSError and lack of memory give exit code 1, Ctrl-C gives 130.
 
     Args:
-        name: The stage, as in dvc.yaml; it opens every message.
+        name: Name of the stage, as in dvc.yaml; every message starts with it.
         read: Reads and checks params.yaml.
     """
 
@@ -73,13 +75,13 @@ def stage_command(name: str, read: Callable[[], Params] = load) -> Callable[[Cal
 
 
 def _check_code() -> None:
-    """Refuses to run the code of another checkout, which DVC would record as what this one's code made.
+    """Refuses to run the code of another checkout, whose results DVC would record for this checkout's code.
 
-    `python -m` puts the working directory first on Python's path, unless it is told not to: then it finds the checkout
-    that is installed.
+    `python -m` normally puts the working directory first on Python's path. If this is turned off, Python finds the
+    installed checkout.
 
     Raises:
-        ValueError: The working directory is another checkout than the one of this code.
+        ValueError: The working directory is another checkout than that of this code.
     """
     found = artifacts.other_checkout()
     if found:

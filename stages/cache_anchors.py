@@ -1,4 +1,4 @@
-"""Records the guided base in the student's few steps, for prompts that nobody labelled."""
+"""Records the guided base in the student's few steps, for prompts that were not recorded."""
 
 from pipeline import artifacts
 from pipeline.console import progress
@@ -10,7 +10,7 @@ from stages import stage_command
 
 @stage_command("cache_anchors")
 def main(params: Params) -> None:
-    """Writes the anchors in the layout of the trajectories; an index alone where there are none."""
+    """Writes the anchors in the layout of the trajectories; without anchors, writes only an index."""
     if params.anchors.prompts == 0:
         trajectories.write_none(artifacts.ANCHORS)
         return

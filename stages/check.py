@@ -7,7 +7,7 @@ from stages import stage_command
 
 @stage_command("check", checking.load)
 def main(params: Params) -> None:
-    """Says all that is wrong with params.yaml, a sentence each; where nothing is, writes what it always writes."""
+    """Reports every fault of params.yaml in a sentence; without faults, writes the same file as always."""
     artifacts.write_json(artifacts.CHECK, checking.PASSED)
 
 

@@ -8,7 +8,7 @@ from stages import stage_command
 
 @stage_command("compute_partition")
 def main(params: Params) -> None:
-    """Reads the cache's noise schedule; writes partition.json and the plot of SNR over the steps."""
+    """Reads the noise schedule of the recording; writes partition.json and the plot of SNR over the steps."""
     result = partition.compute(params, Trajectories(artifacts.TRAJECTORIES, verify=False).schedule)
     with artifacts.atomic_dir(artifacts.PARTITION.parent) as folder:
         partition.plot(result, folder / "snr.png")

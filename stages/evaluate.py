@@ -1,4 +1,4 @@
-"""Measures on the images of held-out prompts what the speed costs."""
+"""Measures the quality of every arm on the images of held-out prompts."""
 
 from pipeline import artifacts
 from pipeline.console import progress

@@ -9,7 +9,7 @@ from stages import stage_command
 
 @stage_command("register")
 def main(params: Params) -> None:
-    """Publish what the stages did as one MLflow run, and register the bundle as `candidate`."""
+    """Publishes the stages' results as one MLflow run, and registers the bundle as `candidate`."""
     done = registering.register(params)
     how = "registered" if done.created else "is registered already, these are the same bytes"
     click.echo(f"{done.version} {how}: models:/{done.version.name}@{references.CANDIDATE} (run {done.run_id})")

@@ -1,4 +1,4 @@
-"""Shows what was measured, on one page."""
+"""Shows the results of the evaluation on one page."""
 
 from pipeline import artifacts
 from pipeline.evaluation.images import ImageSet
@@ -9,7 +9,7 @@ from stages import stage_command
 
 @stage_command("report")
 def main(params: Params) -> None:
-    """Writes report.html: scores, times, pictures, losses and where all of it comes from."""
+    """Writes report.html: scores, times, pictures, losses and provenance."""
     losses = histories.read(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
     images = ImageSet.load(artifacts.IMAGES)
     shown = content.gather(params, images, artifacts.EVALUATION, losses, trained_here=True)

@@ -11,7 +11,7 @@ from stages import stage_command
 
 @stage_command("train_controls")
 def main(params: Params) -> None:
-    """Trains what the comparison needs beside the pair; a killed run goes on from its last checkpoint."""
+    """Trains the control adapters; a killed run goes on from its last checkpoint."""
     data = TrainingData.load()
     jobs: dict[str | None, Job] = {job.name: job for job in rivals.jobs(params, data)}
     loop.to_artifact(artifacts.TRAIN_CONTROLS, jobs, data, params, progress)

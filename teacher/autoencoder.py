@@ -41,7 +41,7 @@ def to_model(images: np.ndarray) -> Tensor:
 def train(
     vae: AutoencoderKL, batches: Iterable[np.ndarray], train_steps: int, learning_rate: float, kl_weight: float
 ) -> Iterator[float]:
-    """Trains in place; yields the loss of each train step: pixels' squared error plus kl_weight times a latent's KL."""
+    """Trains in place; yields the loss of each train step: squared error of pixels plus kl_weight x KL per latent."""
     vae.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     schedule = warmup_then_cosine(optimizer, train_steps)

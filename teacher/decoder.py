@@ -1,4 +1,4 @@
-"""Sharpens the autoencoder's decoder on whole scenes: the encoder is frozen, so the latents stay what they are."""
+"""Sharpens the autoencoder's decoder on whole scenes: the encoder is frozen, so the latents do not change."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,8 +24,8 @@ def train(
         vae: A trained autoencoder with its normalisation set.
         batches: Images, uint8 (B, 64, 64, 3).
         train_steps: Optimiser steps.
-        learning_rate: At its peak.
-        noise: Deviation of the noise on the normalised latents, which a transformer's will have too.
+        learning_rate: Peak of the learning rate.
+        noise: Deviation of the noise on the normalised latents, as the transformer's latents are not exact.
     """
     vae.to(memory_format=torch.channels_last).requires_grad_(False)
     vae.decoder.requires_grad_(True).train()

@@ -1,7 +1,8 @@
 """Teaches the text encoders which word belongs to which, from captions alone.
 
-A text encoder learns this from images too, but late: an adjective two words away changes few pixels. Asked for it, it
-takes a minute. The T5's state of each noun should tell all facts of its object; CLIP's pooled state those of the scene.
+A text encoder also learns this from images, but late, since an adjective two words away changes few pixels. Direct
+questions teach it in a minute. The T5's state of each noun should tell all facts of its object; CLIP's pooled state
+should tell the facts of the scene.
 """
 
 import random
@@ -21,7 +22,7 @@ from teacher.settings import section
 
 _INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NOUNS = {word: shape for shape in SHAPES for word in (shape, f"{shape}s", f"{shape}es")}
-FACTS = {  # what is asked of each object, and the answers; None is "nothing is said"
+FACTS = {  # the questions about each object, and the answers; None = the caption does not say
     "shape": SHAPES,
     "color": (None, *COLORS),
     "relation": (None, *RELATIONS),
@@ -37,7 +38,7 @@ def facts(caption: Caption) -> list[dict]:
     rows = []
     for i, subject in enumerate(caption.subjects):
         other = caption.subjects[1 - i] if len(caption.subjects) == 2 else None
-        relation = caption.relation or "left of"  # where the layout puts the first of two
+        relation = caption.relation or "left of"  # the layout's default for two objects
         rows.append(
             {
                 "shape": subject.shape,
@@ -79,7 +80,7 @@ class Lesson(nn.Module):
         """Loss and share of right answers for captions padded to `length` (B,) T5 tokens."""
         clip_ids, t5_ids = text.token_ids(self.clip_tokenizer, self.t5_tokenizer, [c.text() for c in captions])
         places, answers = nouns(captions)
-        # CLIP tells of the first object, and of the other one through it.
+        # CLIP tells the facts of the first object, and through it those of the second.
         first = torch.tensor([True, *(places[1:, 0] != places[:-1, 0])])
         t5 = text.encode_t5(self.text_encoder_2, t5_ids, length)[places[:, 0], places[:, 1]]
         clip = self.text_encoder(clip_ids).pooler_output

@@ -29,7 +29,7 @@ def encode(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
 @click.option("--autoencoder", type=click.Path(path_type=Path), default=Path("build/autoencoder"))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/scenes"))
 def main(autoencoder: Path, out: Path) -> None:
-    """Writes latents.safetensors (N, T, 4 C) in float16 and captions.txt, one line a scene."""
+    """Writes latents.safetensors (N, T, 4 C) in float16 and captions.txt, one line per scene."""
     p = section("render")
     vae = AutoencoderKL.from_pretrained(autoencoder).eval().to(memory_format=torch.channels_last)
     captions, latents = [], []

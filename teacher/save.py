@@ -34,10 +34,10 @@ def assemble(autoencoder: Path, encoders: Path, transformer: Path) -> FluxPipeli
 
 
 def save(pipe: FluxPipeline, out: Path) -> None:
-    """Writes the pipeline; transformer and autoencoder in float16, half the size at no loss that can be seen.
+    """Writes the pipeline; transformer and autoencoder in float16, which halves the size without a visible loss.
 
-    The text encoders stay in float32: transformers loads a model in the type it was saved in, and the pipeline draws
-    its noise in the text encoders' type.
+    The text encoders stay in float32: transformers loads a model in its saved dtype, and the pipeline draws its
+    noise in the dtype of the text encoders.
     """
     shutil.rmtree(out, ignore_errors=True)
     pipe.transformer.to(torch.float16)

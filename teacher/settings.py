@@ -6,7 +6,7 @@ from ruamel.yaml import YAML
 
 
 def section(name: str, path: Path = Path("params.yaml")) -> dict:
-    """A section as plain values; PARAMS of a run are the file's, there are no defaults.
+    """A section as plain values; all values come from the file, there are no defaults.
 
     Raises:
         ValueError: The section is missing.

@@ -10,7 +10,7 @@ from pipeline.scenes.captions import words
 
 CLIP_LENGTH = 16  # tokens with begin and end; the longest caption has 9 words
 T5_LENGTH = 12  # tokens with the end: at least two pads behind the longest caption
-_T5_CONTEXT = 24  # training length of the T5: the last pad stands farther from every word than the bias can tell
+_T5_CONTEXT = 24  # training length of the T5; from the last pad the position bias to every word is flat
 STOCK_LENGTH = 512  # FluxPipeline's default max_sequence_length
 
 
@@ -73,7 +73,7 @@ def clip_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextM
 
 
 def t5_encoder(tokenizer: T5Tokenizer, width: int, layers: int) -> T5EncoderModel:
-    """An untrained T5 encoder whose position bias is flat from 12 tokens on, so that far pads are all alike."""
+    """An untrained T5 encoder whose position bias is flat from 12 tokens on, so that all far pads are alike."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
@@ -91,15 +91,16 @@ def t5_encoder(tokenizer: T5Tokenizer, width: int, layers: int) -> T5EncoderMode
 
 
 def encode_t5(encoder: T5EncoderModel, ids: Tensor, length: int | Tensor) -> Tensor:
-    """States of captions padded to `length`, (B, 12, W), the last of them a pad that stands for all behind it.
+    """States of captions padded to `length`, (B, 12, W), the last token a pad that stands for all later pads.
 
-    FluxPipeline pads T5 ids to max_sequence_length (512 by default) and masks nothing. Equal tokens in an attention
-    are one token whose logit is raised by the log of their number, so 24 tokens with a raised last one behave like 512.
+    FluxPipeline pads T5 ids to max_sequence_length (512 by default) and masks nothing. In
+    attention, n equal tokens act like one token with log n added to its logit. So 24 tokens with a raised last one act
+    like 512.
 
     Args:
         encoder: As `t5_encoder` makes it.
         ids: (B, 24), as `token_ids` gives them.
-        length: Of the padded captions: 12, or at least 24; one for all, or one per caption (B,).
+        length: Length of the padded captions, 12 or at least 24; one for all, or one per caption (B,).
     """
     length = torch.as_tensor(length, dtype=torch.float32).expand(len(ids))
     bias = torch.zeros(len(ids), ids.shape[1])
@@ -112,7 +113,7 @@ def encode_t5(encoder: T5EncoderModel, ids: Tensor, length: int | Tensor) -> Ten
 
 
 def last_pad_bias(length: int) -> float:
-    """Raise of the logit of the last of 12 text tokens that makes it stand for all pads up to `length`."""
+    """The value to add to the logit of the last of 12 text tokens, so that it stands for all pads up to `length`."""
     return math.log(length - T5_LENGTH + 1)
 
 

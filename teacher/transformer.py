@@ -31,7 +31,7 @@ def build(p: dict, channels: int, joint_width: int, pooled_width: int) -> FluxTr
         pooled_projection_dim=pooled_width,
         axes_dims_rope=(8, 12, 12),
     )
-    # The residual stream stays in float32 under autocast, and with it the timestep: 987 would become 988.
+    # Under autocast the residual stream stays in float32, and the timestep too: else 987 would become 988.
     for embedder in (transformer.x_embedder, transformer.context_embedder):
         embedder.register_forward_hook(lambda module, args, y: y.float())
     return transformer
@@ -39,7 +39,7 @@ def build(p: dict, channels: int, joint_width: int, pooled_width: int) -> FluxTr
 
 @dataclass
 class Batch:
-    """Scenes x_0 (B, T, C) and what the transformer is told: pooled (B, W), states (B, 12, W), bias of keys (B, 12)."""
+    """Scenes x_0 (B, T, C) and their conditioning: pooled (B, W), states (B, 12, W), bias of keys (B, 12)."""
 
     x_0: Tensor
     pooled: Tensor
@@ -53,9 +53,9 @@ class Scenes:
     def __init__(self, folder: Path, encoders: Path, task_weights: dict[str, float]) -> None:
         """
         Args:
-            folder: With the latents and their captions.
-            encoders: With the text encoders.
-            task_weights: How much more often than by their number the scenes of a task are drawn.
+            folder: Folder of the latents and their captions.
+            encoders: Folder of the text encoders.
+            task_weights: Factor per task on the probability of drawing one of its scenes.
         """
         captions = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
         distinct = ["", *sorted(set(captions))]
@@ -69,10 +69,10 @@ class Scenes:
         """Draws scenes by weight.
 
         Args:
-            size: Of the batch.
+            size: Size of the batch.
             caption_dropout: Probability that a caption is emptied, so that true CFG has an unconditional velocity.
             long_share: Probability that a caption is padded to more than 12 tokens, up to the stock 512, log-uniformly.
-            rng: Of all draws.
+            rng: Generator of all draws.
         """
         ids = torch.multinomial(self.weights, size, replacement=True, generator=rng)
         keep = torch.rand(size, generator=rng) >= caption_dropout
@@ -85,7 +85,7 @@ class Scenes:
 
 @torch.no_grad()
 def _encode(folder: Path, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Pooled states (N, W), and token states padded to 12 and as the stock pipeline does it (2, N, 12, W)."""
+    """Pooled states (N, W), and token states for two paddings (2, N, 12, W): 12 tokens, and the stock pipeline's."""
     clip_tokenizer, t5_tokenizer, text_encoder, text_encoder_2 = grounding.load(folder)
     pooled, states = [], []
     for first in range(0, len(captions), 512):
@@ -138,7 +138,7 @@ def train(transformer: FluxTransformer2DModel, scenes: Scenes, p: dict) -> Itera
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        # A short memory at first, so that the untrained weights fade.
+        # The average has a short memory at first, so that the untrained weights fade.
         decay = min(p["ema"], (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(transformer.parameters()), 1 - decay)
         yield loss.item(), ema
@@ -149,7 +149,7 @@ def train(transformer: FluxTransformer2DModel, scenes: Scenes, p: dict) -> Itera
 @click.option("--encoders", type=click.Path(path_type=Path), default=Path("build/grounding"))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/transformer"))
 def main(folder: Path, encoders: Path, out: Path) -> None:
-    """Trains the transformer, and saves the averaged weights now and then and at the end."""
+    """Trains the transformer, and saves the averaged weights at intervals and at the end."""
     p = section("transformer")
     torch.manual_seed(p["seed"])
     scenes = Scenes(folder, encoders, p["task_weights"])

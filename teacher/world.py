@@ -1,4 +1,4 @@
-"""An endless, seeded stream of captioned scenes, the tasks equally often."""
+"""An endless, seeded stream of captioned scenes; all tasks are equally frequent."""
 
 import random
 from collections.abc import Iterator

@@ -271,7 +271,9 @@ def test_what_is_wrong_with_a_folder_of_images_is_one_sentence(counted):
     ]
     for changed, message in wrong:
         artifacts.write_json(artifacts.IMAGES / INDEX, changed)
-        with pytest.raises(ValueError, match=rf"images/index.json is not a list of images \({message}\): make them"):
+        with pytest.raises(
+            ValueError, match=rf"images/index.json is not a list of images \({message}\): run `dvc repro`"
+        ):
             ImageSet.load(artifacts.IMAGES)
 
 

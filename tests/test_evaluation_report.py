@@ -108,7 +108,7 @@ def test_the_page_is_whole_and_refers_to_nothing_outside_itself(evaluation):
     assert failures > 0 and len(page.images) == 4 * 5 + 3 * failures
     assert all(image["alt"].endswith((", passes", ", fails")) for image in page.images)
     assert f"{100 * metrics['arms']['student']['retention']:.1f}" in markup
-    assert "Swapped adapters: timed as Student, whose work it does." in markup
+    assert "Swapped adapters: timed as Student, which does the same work." in markup
     assert "in one run on an abacus." in markup and f"{metrics['arms']['student']['speedup_batch1']:.1f}×" in markup
     assert metrics["bundle_digest"] in markup and metrics["teacher_digest"] in markup
 

@@ -147,6 +147,6 @@ def test_checkpoints_are_not_removed_while_dvc_runs(repository, busy):
     kept.parent.mkdir(parents=True)
     kept.touch()
     done = CliRunner().invoke(cli.main, ["clean", "--all"])
-    what = f"--all would take the checkpoints of what DVC runs (process {busy.pid}: dvc repro)"
+    what = f"--all would delete the checkpoints of a running DVC (process {busy.pid}: dvc repro)"
     assert done.exit_code == 1 and done.stderr == f"Error: {what}: wait for its end or stop it\n" and kept.exists()
     assert CliRunner().invoke(cli.main, ["clean"]).exit_code == 0

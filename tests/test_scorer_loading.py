@@ -89,7 +89,7 @@ def test_a_model_is_filled_with_all_of_its_tensors_in_its_own_dtype():
             {"bias": torch.zeros(3)},
             "must hold the 2 tensors of their model, got 1: 1 are .* which is weight$",
         ),
-        ({"bias": torch.zeros(3), "weight": torch.zeros(3, 1)}, "got 2: 1 are .* shape, the first of which is weight"),
+        ({"bias": torch.zeros(3), "weight": torch.zeros(3, 1)}, "got 2: 1 are .* shape, the first is weight"),
         ({"bias": torch.zeros(3), "weight": torch.zeros(3, 2), "a": torch.zeros(1)}, "got 3: 1 are .* which is a$"),
     ],
 )

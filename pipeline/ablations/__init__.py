@@ -1,4 +1,4 @@
-"""Ablations: a question is a file under experiments/, its runs are DVC experiments, its answer stands in docs/."""
+"""Ablations: each question is a file under experiments/, its runs are DVC experiments, and its answer is in docs/."""
 
 from collections.abc import Iterable
 
@@ -9,21 +9,21 @@ from pipeline.artifacts import atomic_file
 
 
 def ablate(names: Iterable[str], jobs: int, force: bool, dry: bool, echo: Echo) -> list[str]:
-    """Runs the experiments of some questions and renews the page; the runs that failed.
+    """Runs the experiments of some questions and renews the page; returns the runs that failed.
 
     Args:
-        names: Of files under experiments/.
-        jobs: How many runs go at once.
-        force: Run what is there too, every stage anew.
-        dry: Only say which commands would run.
-        echo: Takes what a person wants to see, a line at a time.
+        names: Names of files under experiments/.
+        jobs: How many runs at once.
+        force: Run every stage again, also of finished experiments.
+        dry: Only print the commands that would run.
+        echo: Takes each line of the output.
 
     Raises:
         ValueError: A file is wrong, or git or DVC refuses.
     """
     defaults = params.load()
     names = dict.fromkeys(names)
-    grids = {name: grid.load(name, defaults) for name in [*names, *grid.names()]}  # the page shows them all
+    grids = {name: grid.load(name, defaults) for name in [*names, *grid.names()]}  # the page shows all grids
     runs = [run for name in names for run in grids[name].runs]
     failed = experiments.execute(runs, jobs, force, dry, echo)
     if not dry:

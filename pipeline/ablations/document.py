@@ -30,11 +30,11 @@ each arm as often as `params.yaml` says.
 """
 
 Cells = dict[tuple[str, str], list[Result]]
-"""(variant, arm) -> a result per seed"""
+"""(variant, arm) to one result per seed."""
 
 
 def cells(grid: Grid, results: Sequence[Result]) -> Cells:
-    """The rows of a grid's table, in its order; those without a result are left out."""
+    """The rows of a grid's table, in the order of the grid; rows without a result are left out."""
     found: Cells = {(variant, arm): [] for variant in grid.variants for arm in grid.arms}
     for result in results:
         if (result.variant, result.arm) in found:
@@ -47,13 +47,13 @@ def page(grids: Sequence[Grid], results: Mapping[str, Sequence[Result]]) -> str:
 
     Args:
         grids: In the order of the page.
-        results: By grid.
+        results: The results of each grid, by its name.
     """
     return "\n".join([HEAD, *(section(grid, results[grid.name]) for grid in grids)])
 
 
 def section(grid: Grid, results: Sequence[Result]) -> str:
-    """A question, what the paper says, the answer, the table, the plot and what to know about them."""
+    """A question with the paper's statement, the answer, the table, the plot and notes."""
     lines = [f"## {grid.question}", ""]
     if grid.paper:
         lines += [f"The paper: {grid.paper}", ""]
@@ -101,7 +101,7 @@ def cell(key: str, those: Sequence[Result]) -> str:
 
 
 def notes(grid: Grid, results: Sequence[Result]) -> list[str]:
-    """What a reader has to know about a table, a sentence each."""
+    """Notes that a reader of the table needs, a sentence each."""
     seeds = {(variant, arm): len(those) for (variant, arm), those in cells(grid, results).items()}
     prompts = " and ".join(str(n) for n in sorted({result.prompts for result in results}))
     commits = ", ".join(f"`{commit}`" for commit in sorted({result.baseline for result in results}))
@@ -127,5 +127,5 @@ def _head(key: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """A number without its unit, which stands before it already."""
+    """A number without its unit, for a place after a number that shows the unit."""
     return text.removesuffix(" %")

@@ -1,8 +1,8 @@
-"""The DVC experiments behind the grids: queue them, wait for them, read back what they measured.
+"""The DVC experiments behind the grids: queues them, waits for them, reads their results.
 
-DVC's queue does the running: its workers take no lock of the repository, so that several run at once (`dvc exp run
---temp` twice at the same time fails with "Unable to acquire lock"). What is finished is read from git, which costs
-nothing, and only what failed or got lost is asked of `dvc queue status`, which takes a second of a core.
+DVC's queue runs the experiments. Its workers take no lock of the repository, so several can run at once (two `dvc exp
+run --temp` at the same time fail with "Unable to acquire lock"). Finished experiments are read from git, which costs
+nothing. Only failed or lost ones are looked up with `dvc queue status`, which takes a second of a core.
 """
 
 import json
@@ -27,11 +27,11 @@ from pipeline.artifacts import EVALUATION, LATENCY, digest_of
 from pipeline.evaluation import outcome
 from pipeline.registry.provenance import flatten
 
-STAGE = "report"  # where a run ends: registering it would move `candidate` to an ablation
+STAGE = "report"  # last stage of a run: `register` would move `candidate` to an ablation
 METRICS = (EVALUATION / "metrics.json").as_posix()
 POLL_S = 2.0
 STATUS_S = 20.0
-PATIENCE = 3  # looks at the queue that a run may miss, or be without workers, until it is given up
+PATIENCE = 3  # a run counts as failed after so many looks at the queue without the run or without workers
 BRIEF = 12  # hex digits of a commit in a table
 
 Echo = Callable[[str], None]
@@ -50,27 +50,27 @@ class Experiment:
 
     @property
     def jobs(self) -> int | None:
-        """How many runs went at once; None where somebody else started it."""
+        """How many runs went at once; None if `glance ablate` did not start the experiment."""
         found = re.search(r"^glance ablate, jobs (\d+)$", self.subject)
         return int(found[1]) if found else None
 
     @cached_property
     def params(self) -> dict[str, Any]:
-        """The parameters of its report, "section.key" -> value; {} if it has none.
+        """The parameters of its report, "section.key" -> value; {} without a report.
 
-        From dvc.lock, not params.yaml: a run that stopped before the report carries the metrics of another.
+        Read from dvc.lock, not params.yaml: a run that stopped before the report carries the metrics of another run.
         """
         text = _git("show", f"{self.revision}:dvc.lock", check=False)
-        stages = _block(text, "stages")  # all of it takes YAML a second
-        earlier = not _block(stages, "generate_images")  # when one stage did all that `report` ends
+        stages = _block(text, "stages")  # parsing the whole file would take YAML a second
+        earlier = not _block(stages, "generate_images")  # of a time when one stage did the work up to `report`
         recorded = _block(_block(stages, "evaluate" if earlier else STAGE), "params")
         return flatten(YAML(typ="safe", pure=True).load(recorded)["params.yaml"]) if recorded else {}
 
     def metrics(self) -> dict[str, Any]:
-        """Its scores and times."""
+        """Scores and times of the experiment."""
         metrics = json.loads(_git("show", f"{self.revision}:{METRICS}"))
         latency = _git("show", f"{self.revision}:{LATENCY.as_posix()}", check=False)
-        return outcome.together(metrics, json.loads(latency)) if latency else metrics  # an earlier one holds its times
+        return outcome.together(metrics, json.loads(latency)) if latency else metrics  # an old file holds its times
 
 
 def find() -> dict[str, list[Experiment]]:
@@ -80,24 +80,24 @@ def find() -> dict[str, list[Experiment]]:
     for line in _git("for-each-ref", f"--format={form}", "refs/exps").splitlines():
         ref, revision, committed, subject = line.split("\t", 3)
         place = re.fullmatch(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)", ref)
-        if place:  # the others are DVC's own notes
+        if place:  # other references are DVC's own notes
             experiment = Experiment(place[3], revision, place[1] + place[2], subject, int(committed))
             found.setdefault(experiment.name, []).append(experiment)
     return {name: sorted(those, key=lambda one: -one.committed) for name, those in found.items()}
 
 
 def matching(run: Run, found: Mapping[str, Sequence[Experiment]]) -> Experiment | None:
-    """The newest experiment with a run's name and its parameters; None if there is none."""
+    """The newest experiment with the name and the parameters of a run; None if there is none."""
     fits = (one for one in found.get(run.name, ()) if one.params and agree(one.params, run.params))
     return next(fits, None)
 
 
 def collect(grid: Grid, old: Iterable[Result]) -> list[Result]:
-    """The results of a grid: of its experiments and, of runs that have none here, what the table held before.
+    """The results of a grid from its experiments; a run without an experiment here keeps its old rows.
 
     Args:
         grid: The question.
-        old: The rows of its table. Those of variants, seeds or values that it has no longer are left out.
+        old: The rows of the grid's table. Rows of variants, seeds or values that the grid no longer has are left out.
     """
     found = find()
     kept: dict[tuple[str, str], list[Result]] = {(row.experiment, row.changes): [] for row in old}
@@ -132,9 +132,9 @@ def queue_command(run: Run, jobs: int, threads: int, force: bool) -> list[str]:
 
     Args:
         run: What to run.
-        jobs: How many runs go at once; latency means something for one only, so the experiment says it.
-        threads: Of each run; 0 leaves params.yaml's.
-        force: Run each stage anew, whatever DVC has of it.
+        jobs: How many runs go at once; the experiment records the number, as latency is meaningful only for 1.
+        threads: Threads of each run; 0 leaves the value of params.yaml.
+        force: Run each stage again, even if DVC has cached it.
     """
     changes = [*run.changes, *([f"runtime.threads={threads}"] if threads else [])]
     options = [part for change in changes for part in ("--set-param", change)]
@@ -144,14 +144,14 @@ def queue_command(run: Run, jobs: int, threads: int, force: bool) -> list[str]:
 
 
 def execute(runs: Sequence[Run], jobs: int, force: bool, dry: bool, echo: Echo) -> list[str]:
-    """Runs what is not there yet, `jobs` at once, and says what it does; the runs that failed.
+    """Runs the missing experiments, `jobs` at once, and reports the progress; returns the runs that failed.
 
     Args:
-        runs: Of one or several grids.
-        jobs: How many at once; for more than one the cores are shared out.
-        force: Run what is there too.
-        dry: Only say which commands would run.
-        echo: Takes each line.
+        runs: The runs of one or several grids.
+        jobs: How many runs at once; several share the cores.
+        force: Run finished experiments again.
+        dry: Only print the commands that would run.
+        echo: Takes each line of the output.
 
     Raises:
         ValueError: This is no repository of git and DVC, or DVC refuses.
@@ -166,7 +166,7 @@ def execute(runs: Sequence[Run], jobs: int, force: bool, dry: bool, echo: Echo) 
             continue
         wanted.append(run)
         if not force and any(one.baseline == head for one in found.get(run.name, ())):
-            replaced.append(run.name)  # of this commit, but with other parameters
+            replaced.append(run.name)  # an experiment of this commit with other parameters
     if not wanted:
         return []
     removal = [["git", "update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{name}"] for name in replaced]
@@ -188,14 +188,14 @@ def execute(runs: Sequence[Run], jobs: int, force: bool, dry: bool, echo: Echo) 
     try:
         return _follow(list(queued), before, head, start, echo)
     except KeyboardInterrupt:
-        echo("the queue goes on without this: `dvc queue stop --kill` ends it, the same command waits for it again")
+        echo("the queue continues: `dvc queue stop --kill` ends it, the same command waits for it again")
         raise
 
 
 def status(text: str) -> tuple[dict[str, str], int]:
-    """What `dvc queue status` printed: the state of each task by name, and how many workers there are.
+    """Reads the output of `dvc queue status`: the state of each task by name, and the number of workers.
 
-    A name may stand there twice; a task that waits or runs then hides one that is done.
+    If a name appears twice, a task that waits or runs hides a task that is done.
     """
     states: dict[str, str] = {}
     for line in text.splitlines():
@@ -207,11 +207,11 @@ def status(text: str) -> tuple[dict[str, str], int]:
 
 
 def _tidy(names: Iterable[str]) -> set[str]:
-    """Takes what is done or lost of these tasks from the queue, so that a name stands for one; the others."""
+    """Removes done and lost tasks of these names from the queue, so that names are unique; returns the other names."""
     states, workers = status(_dvc("queue", "status"))
     mine = {name: states[name] for name in names if name in states}
     for name, state in mine.items():
-        if state == "Running" and not workers:  # whoever ran it was killed, and DVC does not notice
+        if state == "Running" and not workers:  # its worker was killed, which DVC does not notice
             _dvc("queue", "kill", name, check=False)
             mine[name] = "Failed"
     done = [name for name, state in mine.items() if state in ("Success", "Failed")]
@@ -221,7 +221,7 @@ def _tidy(names: Iterable[str]) -> set[str]:
 
 
 def _follow(names: Sequence[str], before: Mapping[str, str], head: str, start: Sequence[str], echo: Echo) -> list[str]:
-    """Waits until every task is done, with a line for each; the names of those that failed."""
+    """Waits until every task is done, with a line for each; returns the names of failed tasks."""
     began = looked = time.monotonic()
     pending, failed, missed = list(names), [], dict.fromkeys(names, 0)
 
@@ -241,8 +241,8 @@ def _follow(names: Sequence[str], before: Mapping[str, str], head: str, start: S
         looked, after = time.monotonic(), _revisions(head)
         for name in list(pending):
             state = states.get(name)
-            missed[name] = 0 if workers and state else missed[name] + 1  # a task that is just taken up is in no list
-            if after.get(name) != before.get(name) or state == "Success":  # forced, and the same to the last byte
+            missed[name] = 0 if workers and state else missed[name] + 1  # a task that is just starting is in no list
+            if after.get(name) != before.get(name) or state == "Success":  # a forced run can give the same bytes
                 done(name, "is done")
             elif state == "Failed" or missed[name] >= PATIENCE:
                 failed.append(name)
@@ -259,7 +259,7 @@ def _revisions(head: str) -> dict[str, str]:
 
 
 def _block(text: str, key: str) -> str:
-    """What lies under a key of a YAML file that DVC wrote, its indentation taken away; "" without the key."""
+    """The block under a key of a YAML file that DVC wrote, without its indentation; "" without the key."""
     found = re.search(rf"^{key}:\n((?:(?:[ ]|- ).*\n)*)", text, flags=re.MULTILINE)
     lines = found[1].splitlines(keepends=True) if found else []
     return "".join(line.removeprefix("  ") for line in lines)
@@ -274,9 +274,10 @@ def _dvc(*arguments: str, check: bool = True) -> str:
 
 
 def _call(*command: str, check: bool = True) -> str:
-    """What a command prints; its last line is the sentence when it fails.
+    """The output of a command; if the command fails, the last line becomes the error.
 
-    Through files, not pipes: a queue worker that DVC leaves behind would hold a pipe open until the queue is empty.
+    The output goes to files, not pipes: a queue worker that DVC leaves behind would hold a pipe open until the queue is
+    empty.
     """
     here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # this dvc, this python
     with TemporaryFile("w+", encoding="utf-8") as out, TemporaryFile("w+", encoding="utf-8", errors="replace") as err:

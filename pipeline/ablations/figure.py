@@ -16,7 +16,7 @@ DPI = 110
 COLOURS = {PRODUCT: "#0b7a5c", "teacher": "#3d3a36", "base_guided": "#b4540a", "base_unguided": "#d39a2d"}
 OTHERS = ("#6a5fa8", "#2f7fb5", "#a8436b", "#7c7f2f", "#0b7a5c")
 MARKERS = "osD^vPX"
-LOG_X, LOG_Y = 4, 20  # ratio of an axis' ends from which its steps are factors
+LOG_X, LOG_Y = 4, 20  # ratio of an axis' ends from which the axis is logarithmic
 
 
 def draw(grid: Grid, results: Sequence[Result], path: Path) -> None:
@@ -24,10 +24,10 @@ def draw(grid: Grid, results: Sequence[Result], path: Path) -> None:
 
     Args:
         grid: The question; its `plot` says what is drawn.
-        results: At least one for its variants and arms.
+        results: At least one result for the variants and arms of the plot.
         path: The file.
     """
-    from matplotlib.figure import Figure  # takes a second, and only this function needs it
+    from matplotlib.figure import Figure  # the import takes a second, and only this function needs it
 
     figure = Figure(figsize=(PANEL[0] * len(grid.plot.y), PANEL[1]), layout="constrained")
     panels = figure.subplots(1, len(grid.plot.y), squeeze=False)[0]
@@ -38,13 +38,13 @@ def draw(grid: Grid, results: Sequence[Result], path: Path) -> None:
 
 
 Mark = tuple[Any, float, float, float]
-"""x, y, and the ends of its interval"""
+"""x, y, and the ends of the interval of y."""
 
 
 def lines(grid: Grid, results: Sequence[Result], metric: str) -> dict[str, list[Mark]]:
     """The marks of a panel by line, each line by rising x.
 
-    The interval is the range over seeds or, of a single one, the 95 % interval where the metric has one.
+    The interval is the range over seeds; for a single seed it is the 95 % interval, if the metric has one.
     """
     found: dict[str, list[Mark]] = {}
     for (variant, arm), those in cells(grid, results).items():
@@ -67,7 +67,7 @@ def lines(grid: Grid, results: Sequence[Result], metric: str) -> dict[str, list[
 
 
 def _x(grid: Grid, variant: str, result: Result) -> Any:
-    """Where a variant stands: at its label, at a parameter that it sets, or at a metric of the arm."""
+    """The x of a variant: its label, a parameter that the variant sets, or a metric of the arm."""
     if grid.plot.x == VARIANT:
         return variant
     own = grid.variants[variant]
@@ -75,7 +75,7 @@ def _x(grid: Grid, variant: str, result: Result) -> Any:
 
 
 def _numeric(found: dict[str, list[Mark]]) -> bool:
-    """Whether every x is a number; words stand side by side in the grid's order."""
+    """Whether every x is a number; words are placed side by side in the grid's order."""
     return all(isinstance(x, int | float) for marks in found.values() for x, *_ in marks)
 
 

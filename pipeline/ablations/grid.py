@@ -22,14 +22,14 @@ from pipeline.registry.provenance import flatten
 FOLDER = Path("experiments")
 KEYS = ("question", "paper", "answer", "arms", "set", "variants", "seeds", "plot")
 REQUIRED = ("question", "variants", "plot")
-VARIANT, ARM = "variant", "arm"  # what a plot may have on its x axis, and as its lines, beside numbers
+VARIANT, ARM = "variant", "arm"  # choices for a plot's x axis and lines, besides parameters and metrics
 SEEDED = ("train_slow.seed", "train_fast.seed", "train_controls.seed")
-SEED_STRIDE = 10  # further apart than the adapters of one run, which count on from a seed
+SEED_STRIDE = 10  # more than the adapters of one run, whose seeds count on from the run's
 WITHOUT_EFFECT = ("register.", "runtime.")  # sections that change no result of an experiment
 PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", re.IGNORECASE)
 
 Overrides = dict[str, Any]
-"""section.key -> value"""
+"""section.key to value."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Run:
     grid: str
     variant: str
     seed: int | None
-    """Of the trainings; None = params.yaml's own."""
+    """Seed of the trainings; None = the seed of params.yaml."""
     overrides: Overrides = field(hash=False)
     params: Overrides = field(hash=False)
     """Every parameter of the run."""
 
     @property
     def name(self) -> str:
-        """Of the DVC experiment."""
+        """Name of the DVC experiment."""
         return f"{self.grid}-{slug(self.variant)}" + ("" if self.seed is None else f"-s{self.seed}")
 
     @property
@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plot:
-    """What the figure shows: a panel for each of y over x, with a line for each arm or value of a parameter."""
+    """The figure: a panel for each metric of `y` over `x`, with a line for each arm or value of a parameter."""
 
     x: str
     y: tuple[str, ...]
@@ -69,15 +69,15 @@ class Grid:
     """A question and its runs.
 
     Attributes:
-        name: Of the file.
+        name: Name of the file.
         question: A sentence.
         paper: What the paper says about it, or None.
         answer: A sentence that a person wrote after reading the table, or None.
         arms: The arms of the evaluation that the table shows.
         variants: What each variant changes, by label, in the order of the table.
-        seeds: Of the trainings, one run each; None = params.yaml's own.
+        seeds: Seeds of the trainings, one run each; None = the seed of params.yaml.
         plot: The figure.
-        runs: Variants x seeds; a seed's runs stand together, so that two at once share no unfinished stage.
+        runs: Variants x seeds, ordered by seed, so that two runs at once share no unfinished stage.
     """
 
     name: str
@@ -92,29 +92,29 @@ class Grid:
 
     @property
     def touched(self) -> set[str]:
-        """The parameters that a run of this grid may have of its own."""
+        """The parameters that can differ between the runs of this grid."""
         return {key for run in self.runs for key in run.overrides}
 
     def base(self, values: Mapping[str, Any]) -> Overrides:
-        """Of a run's parameters, those that all runs have to share."""
+        """The parameters of a run that all runs must share."""
         return {k: v for k, v in values.items() if k not in self.touched and not k.startswith(WITHOUT_EFFECT)}
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The grids that there are."""
+    """The names of all grids."""
     return sorted(file.stem for file in folder.glob("*.yaml") if not artifacts.foreign(file.name))
 
 
 def load(name: str, defaults: Params, folder: Path = FOLDER) -> Grid:
-    """Reads experiments/<name>.yaml and checks every run that it asks for.
+    """Reads experiments/<name>.yaml and checks all of its runs.
 
     Args:
-        name: Of the file.
+        name: Name of the file.
         defaults: params.yaml, which the runs change.
         folder: Where the file lies.
 
     Raises:
-        ValueError: There is no such file, or it is no YAML; a key is unknown, missing or of a wrong type; a parameter
+        ValueError: The file is missing or is no YAML; a key is unknown, missing or of a wrong type; a parameter
             is unknown or out of range. The message names the file, the key, the rule and the value.
     """
     file = folder / f"{name}.yaml"
@@ -171,7 +171,7 @@ def hydra(value: Any) -> str:
 
 
 def agree(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether two runs had the same parameters, as far as both know them and they can change a result."""
+    """Whether two runs agree in all parameters that both have and that can change a result."""
     shared = [key for key in left.keys() & right.keys() if not key.startswith(WITHOUT_EFFECT)]
     return all(_plain(left[key]) == _plain(right[key]) for key in shared)
 
@@ -181,7 +181,7 @@ def _plain(value: Any) -> Any:
 
 
 def _run(grid: str, variant: str, seed: int | None, overrides: Overrides, defaults: Params) -> Run:
-    """A run, its parameters checked as params.yaml's are."""
+    """A run, with its parameters checked like those of params.yaml."""
     if seed is not None:
         overrides = overrides | {key: SEED_STRIDE * seed + i for i, key in enumerate(SEEDED, start=1)}
     sections = {

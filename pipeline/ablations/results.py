@@ -1,4 +1,4 @@
-"""experiments/results/<name>.csv: what the runs of a question measured, one row per run and arm.
+"""experiments/results/<name>.csv: the results of a question, one row per run and arm.
 
 DVC's experiments do not travel with a clone; these files do.
 """
@@ -19,22 +19,22 @@ IDENTITY = ("variant", "seed", "arm", "experiment", "changes", "base", "baseline
 
 
 METRICS: dict[str, Column] = {column.key: column for column in (*SCENES.columns, *SPEED)}
-"""What a table may show and a plot may draw."""
+"""The metrics that a table may show and a plot may draw."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run measured of one arm.
+    """The result of one run for one arm.
 
     Attributes:
-        variant: The label of the grid.
-        seed: Of the trainings; None = params.yaml's own.
+        variant: The variant's label in the grid.
+        seed: Seed of the trainings; None = the seed of params.yaml.
         arm: The key in metrics.json.
         experiment: The name of the DVC experiment.
-        changes: What the run changed, as the grid had it then.
+        changes: The overrides of the run, as the grid had them then.
         base: Digest of the parameters that all runs of the grid share.
         baseline: The commit that the run started from.
-        revision: The commit that DVC made of it.
+        revision: The commit that DVC made for the run.
         jobs: How many runs went at once; None = unknown.
         prompts: Held-out prompts of the evaluation.
         metrics: The arm's row of metrics.json and latency.json.

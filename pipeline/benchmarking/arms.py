@@ -19,9 +19,9 @@ class Made:
     """An arm whose images are made here.
 
     Attributes:
-        name: In the tables.
+        name: Name in the tables.
         arm: Levels, adapters and guidance.
-        inputs: The models that it is made of.
+        inputs: The models that make the images.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Made:
 
     @property
     def content(self) -> dict:
-        """What an image of this arm depends on besides its prompt, its seed and the batch."""
+        """What an image of this arm depends on, besides prompt, seed and batch."""
         plan, digests = self.arm.plan, self.inputs.adapter_digests
         return {
             "origin": self.inputs.origin,
@@ -46,8 +46,8 @@ class Given:
     """An arm whose images were made elsewhere.
 
     Attributes:
-        name: In the tables.
-        folder: Holds PPPPP_K.png (or .jpg, .webp): image K of the prompt that stands at place PPPPP, both from 0.
+        name: Name in the tables.
+        folder: Holds PPPPP_K.png (or .jpg, .webp): image K of prompt number PPPPP, both from 0.
     """
 
     name: str
@@ -58,7 +58,7 @@ def find(wanted: Sequence[str], params: Params, settings: Settings) -> list[Made
     """The arms of these names, in this order.
 
     Raises:
-        ValueError: There is no arm of a name, a bundle is none, or it belongs to another teacher; a folder is missing.
+        ValueError: A name is unknown, a folder is missing or holds no bundle, or a bundle belongs to another teacher.
     """
     known = [*titles(), *settings.bundles, *settings.folders]
     for name in wanted:
@@ -84,7 +84,7 @@ def find(wanted: Sequence[str], params: Params, settings: Settings) -> list[Made
 
 
 def _own(params: Params) -> inputs.Source:
-    """The project's own pair, beside the controls that are trained."""
+    """The project's own pair, with its trained controls."""
     if not (artifacts.BUNDLE / "glance.json").is_file():
         raise ValueError(f"{artifacts.BUNDLE} is missing: run `dvc repro` first, or name another one under bundles")
     return inputs.of_bundle(params, artifacts.BUNDLE)

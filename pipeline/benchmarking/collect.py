@@ -1,4 +1,4 @@
-"""One table of all benchmarks: what each arm scores, and what it keeps of the teacher's score."""
+"""One table of all benchmarks: the scores of each arm, and the retention over the teacher's scores."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ class Row:
     """One number of one arm.
 
     Attributes:
-        benchmark: Its name.
+        benchmark: Name of the benchmark.
         metric: The column's key.
         title: The column's title.
         better: "higher" or "lower".
-        arm: Its name.
+        arm: Name of the arm.
         nfe: Forwards per image; None for images that were made elsewhere.
         value: The number.
-        low: Lower end of its 95 % interval; None where there is none, as `high`.
-        high: Upper end.
-        teacher: The teacher's number; None where the teacher has no images here, as all that follows from it.
+        low: Lower end of the value's 95 % interval; None without an interval.
+        high: Upper end; None without an interval.
+        teacher: The teacher's number. Without images of the teacher this and all comparisons with it are None.
         retention: The number over the teacher's; None for distances.
-        retention_low: Lower end of its 95 % interval.
+        retention_low: Lower end of the retention's 95 % interval.
         retention_high: Upper end.
         difference: The number minus the teacher's.
-        difference_low: Lower end of its 95 % interval.
+        difference_low: Lower end of the difference's 95 % interval.
         difference_high: Upper end.
-        interval: What the intervals are: "bootstrap over prompts", "subsampling", or "" for none.
+        interval: Kind of the intervals: "bootstrap over prompts", "subsampling", or "" for none.
         prompts: Prompts that count.
         images: Images that count.
-        scorer: What scored them.
-        scorer_digest: Of the scorer's version, weights and packages.
+        scorer: The scorer of the images.
+        scorer_digest: Digest of the scorer's version, weights and packages.
         subset: Whether only the first prompts of each category count.
-        published: What somebody published for this teacher; None where nobody did.
+        published: A number that somebody published for this teacher, or None.
         published_where: The publication.
     """
 
@@ -80,11 +80,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """What is known of one benchmark.
+    """The results of one benchmark.
 
     Attributes:
-        benchmark: Which one.
-        manifests: The arms, the teacher first.
+        benchmark: The benchmark.
+        manifests: The records of the arms, the teacher first.
         rows: In the order of the metrics, then of the arms.
         waiting: The scorers that have scored no arm.
     """
@@ -105,7 +105,7 @@ def collect(names: Sequence[str], settings: Settings, model: str) -> list[Collec
 
     Raises:
         ValueError: An arm lacks values that others have, two arms were scored by different scorers or have other
-            prompts, seeds or sizes; a benchmark has no arm; or the teacher is below what any working run reaches.
+            prompts, seeds or sizes; a benchmark has no arm; or the teacher's score is too low for a working scorer.
     """
     return [_collect(find(name), settings, model.lower()) for name in names]
 
@@ -173,7 +173,7 @@ def _scored(benchmark: OfficialBenchmark, scorer: str, manifests: Sequence[Manif
 
 
 def _one_identity(scorer: str, found: Mapping[str, Identity]) -> str:
-    """The digest of the one scorer that scored all arms. Raises ValueError where there were two."""
+    """The digest of the scorer of all arms. Raises ValueError if two arms had different scorers."""
     (first, identity), *others = found.items()
     for arm, other in others:
         if other != identity:
@@ -241,7 +241,7 @@ def _distance(
 def _reference(
     benchmark: OfficialBenchmark, distance: Distance, features: Mapping[str, np.ndarray], digest: str
 ) -> np.ndarray | None:
-    """The features that an arm's are held against; None where there are none."""
+    """The reference features for a distance; None if there are none."""
     if distance.reference == REFERENCE:
         return features.get(REFERENCE)
     file = places.photographs(benchmark.name, distance.scorer)

@@ -1,4 +1,4 @@
-"""An arm's number beside the teacher's, with an interval: by prompts for scores, by subsets for distances."""
+"""Compares an arm's number with the teacher's. Intervals are over prompts for scores, over subsets for distances."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def metric(
     """An arm's number, the teacher's, their ratio and difference, with paired bootstrap intervals over prompts.
 
     Args:
-        asked: How rows become a number.
+        asked: The metric, which turns rows into a number.
         numbers: The arm's rows, float64 (P, F).
-        reference: The teacher's rows; None where it has none.
-        categories: int64 (P,): where the number is a mean over categories, prompts are resampled within each.
+        reference: The teacher's rows, or None.
+        categories: int64 (P,). For a mean over categories, prompts are resampled within each category.
         settings: Resamples and seed.
 
     Returns:
@@ -69,7 +69,7 @@ def _fid(own: np.ndarray, reference: np.ndarray, teacher: np.ndarray | None, see
 
 
 def _kid(own: np.ndarray, reference: np.ndarray, teacher: np.ndarray | None, seed: int) -> dict[str, Any]:
-    """KID over 100 subsets of 1,000 images, fewer where there are fewer; the ends are one standard deviation away."""
+    """KID over 100 subsets of up to 1,000 images; the interval is one standard deviation to each side."""
     subset = min(1000, len(own), len(reference))
     mean, spread = distances.kid(own, reference, subset, 100, seed)
     found: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """FID and KID: distances between two sets of images over the features of an `Extractor`.
 
-They take features, not images, so that features are computed once and every distance is made of them.
+Both take features, not images, so that features are computed once for all distances.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def fid(features: np.ndarray, reference: np.ndarray) -> float:
 def kid(features: np.ndarray, reference: np.ndarray, subset: int, subsets: int, seed: int) -> tuple[float, float]:
     """Kernel distance of two sets of features, with the kernel (x y / D + 1)^3 (Binkowski et al. 2018).
 
-    The unbiased estimate of MMD^2, which can be slightly below 0 for like sets. torch-fidelity draws the same subsets
-    with the same seed.
+    This is the unbiased estimate of MMD^2, which can be slightly below 0 for similar sets. torch-fidelity draws the
+    same subsets with the same seed.
 
     Args:
         features: (N, D).
         reference: (M, D).
         subset: Rows of each set in a subset.
         subsets: How many pairs of subsets.
-        seed: Of the subsets.
+        seed: Seed of the subsets.
 
     Returns:
-        Mean and standard deviation over the subsets, not multiplied by anything.
+        Mean and standard deviation over the subsets, unscaled.
 
     Raises:
         ValueError: As `fid` does; or a set has fewer rows than a subset needs.
@@ -65,16 +65,16 @@ def fid_difference(
 ) -> Estimate:
     """FID of an arm minus FID of the teacher, to the same reference, with a subsampling interval.
 
-    The interval is the spread of the difference over random halves of the prompts, the same half for both, around its
-    value over all prompts. A half drawn without replacement from n prompts has the variance of n new prompts, so the
-    spread needs no factor. A bootstrap would not do: repeated images raise FID.
+    The interval is centred on the difference over all prompts. Its width is the spread of the difference over random
+    halves of the prompts, the same half for both. A half drawn without replacement from n prompts has the variance of n
+    new prompts, so the spread needs no factor. A bootstrap would be wrong, since repeated images raise FID.
 
     Args:
         arm: (N, D), one row for a prompt.
-        teacher: (N, D), of the same prompts in the same order.
+        teacher: (N, D), for the same prompts in the same order.
         reference: (M, D).
         subsamples: How many halves.
-        seed: Of the halves.
+        seed: Seed of the halves.
 
     Raises:
         ValueError: As `fid` does; or the arm and the teacher differ in size, or have too few rows for halves.

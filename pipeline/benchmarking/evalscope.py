@@ -1,4 +1,4 @@
-"""The images of an arm as EvalScope scores them: a line of JSON for each, with `id`, `prompt` and `image_path`."""
+"""Lists the images of an arm for EvalScope: a line of JSON per image, with `id`, `prompt` and `image_path`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.evaluation.benchmarks.official import OfficialBenchmark
 
 
 def write(benchmark: OfficialBenchmark, arm: str, file: Path) -> int:
-    """Writes the list of an arm's images, whole; returns how many there are.
+    """Writes the list of an arm's images, whole; returns the number of images.
 
     Raises:
         ValueError: The arm has no images, or one of them is missing or damaged.

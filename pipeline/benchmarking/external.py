@@ -1,7 +1,7 @@
-"""Runs an official scorer in its own environment: its layout, its command, and what it wrote, checked.
+"""Runs an official scorer in its own environment: writes its layout, runs its commands, checks its results.
 
 The layout, the script and the results of a scorer lie in one folder. So the script can also be run by hand, here or on
-another machine that has the folder. A script that ends well leaves the file `finished` beside its results.
+another machine that has the folder. A successful script leaves the file `finished` beside its results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.benchmarking.values import Identity
 from pipeline.evaluation.benchmarks.official import Call, External, Item, OfficialBenchmark
 
 IMAGES, OUT, SCRIPT, LOG, LAID, FINISHED = "images", "out", "run.sh", "log.txt", "laid.json", "finished"
-TAIL = 400  # letters of a failed scorer's last words
+TAIL = 400  # characters of a failed scorer's output in the error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class Waiting:
     """A scorer that nobody has run yet.
 
     Attributes:
-        scorer: Its name.
-        arms: The arms whose images it is to score.
-        script: What runs it.
-        missing: What is not set in benchmarks/params.yaml.
+        scorer: Name of the scorer.
+        arms: The arms with images to score.
+        script: The script that runs the scorer.
+        missing: The settings that are missing in benchmarks/params.yaml.
     """
 
     scorer: str
@@ -43,18 +43,18 @@ class Waiting:
 
 
 def score(benchmark: OfficialBenchmark, arms: Sequence[str], settings: Settings) -> list[Waiting]:
-    """Runs the external scorers that are set up on the arms that they have not scored, and reads what they wrote.
+    """Runs the external scorers that are set up, each on the arms without its values, and reads the results.
 
     Args:
-        benchmark: Which one.
+        benchmark: The benchmark.
         arms: The arms, all of which have images.
         settings: Where the environments are.
 
     Returns:
-        The scorers that wait: they are not set up, and nobody ran their script by hand.
+        The waiting scorers, which are not set up and whose script nobody ran by hand.
 
     Raises:
-        ValueError: An image is damaged, a scorer failed, or what it wrote is incomplete or cannot be read.
+        ValueError: An image is damaged, a scorer failed, or its results are incomplete or unreadable.
     """
     waiting = []
     for scorer in benchmark.external:
@@ -88,7 +88,7 @@ def _score(
             said = scorer.parse(place / OUT, items, found.arm)
             values.complete(benchmark, scorer.name, items, said, f"what {scorer.name} wrote in {place / OUT}")
         except (ValueError, OSError):
-            (place / FINISHED).unlink()  # the next run scores anew
+            (place / FINISHED).unlink()  # the next run scores again
             raise
         values.write(found, _identity(scorer), said)
     return []
@@ -118,7 +118,7 @@ def _lay(
 def _call(
     scorer: External, group: Sequence[Manifest], place: Path, environment: Environment
 ) -> tuple[Call, tuple[str, ...]]:
-    """What the command is made of; what is not set is a variable of the shell there, and is named."""
+    """The arguments of the commands, and the missing settings; a shell variable stands in for each of them."""
     options = {name: environment.options.get(name, f"${name.upper()}") for name in scorer.needs}
     unset = [key for key in ("python", "checkout") if getattr(environment, key) is None]
     missing = [f"external.{scorer.name}.{key}" for key in unset]
@@ -156,12 +156,12 @@ def _write_script(script: Path, scorer: External, call: Call) -> None:
 
 
 def _quoted(word: str) -> str:
-    """A word of a command for the shell; one that starts with a variable keeps it."""
+    """A word of a command, quoted for the shell except for a variable at its start."""
     return f'"{word}"' if word.startswith("$") else shlex.quote(word)
 
 
 def _run(scorer: External, place: Path) -> None:
-    """Runs the script; its output stays in a file, and a failure leaves no results."""
+    """Runs the script with its output in a file; a failure leaves no results."""
     log = place / LOG
     with open(log, "wb") as stream:
         process = subprocess.Popen(
@@ -184,7 +184,7 @@ def _run(scorer: External, place: Path) -> None:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends a scorer and all that it started."""
+    """Ends a scorer and all of its child processes."""
     os.killpg(process.pid, 15)
     try:
         process.wait(timeout=10)

@@ -1,4 +1,4 @@
-"""Makes the single images of an arm, each written whole, so that a stopped run goes on where it stopped."""
+"""Makes the single images of an arm. Each image is written whole, so a stopped run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One of `of` equal parts of the work, from 1: each part may run on a machine of its own."""
+    """Part `number` (from 1) of `of` equal parts of the work; each part may run on another machine."""
 
     number: int = 1
     of: int = 1
@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One image to make: its prompt's place and text, its number among the prompt's images, its seed."""
+    """One image to make: index and text of its prompt, its number within the prompt, its seed."""
 
     index: int
     number: int
@@ -51,21 +51,21 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Its file's name."""
+        """Name of the image's file."""
         return image_name(self.index, self.number)
 
 
 def generate(
     benchmark: OfficialBenchmark, arm: Made | Given, settings: Settings, progress: Progress, part: Part = Part()
 ) -> Manifest | None:
-    """Makes what is missing of an arm's images, and writes their record once all are there.
+    """Makes the missing images of an arm, and writes their record once all images are there.
 
     Args:
-        benchmark: Whose prompts.
-        arm: Whose images.
+        benchmark: The benchmark with the prompts.
+        arm: The arm that makes the images.
         settings: Seed, limit and batch.
-        progress: Shows how far it is.
-        part: Which part of the batches is made; the record is written by the part that comes last.
+        progress: Shows the progress.
+        part: Which part of the batches is made; the part that finishes last writes the record.
 
     Returns:
         The record; None while images of other parts are missing.
@@ -123,9 +123,10 @@ def generate(
 
 
 def _batches(every: Sequence[Item], seeds: int, settings: Settings) -> Iterator[list[Row]]:
-    """All images of the benchmark, whole prompts together where a batch holds several.
+    """All images of the benchmark in batches; a batch holds whole prompts if the images of one prompt fit into it.
 
-    The limit does not change them. An image's rounding depends on its batch, so a subset has the images of the whole.
+    The limit does not change the batches. An image's rounding depends on its batch, so a subset has the same images as
+    the whole benchmark.
     """
     rows = [
         Row(index=index, number=number, prompt=item.prompt, seed=settings.seed + seeds * index + number)
@@ -155,14 +156,14 @@ def _texts(row: Row, key: str) -> dict[str, str]:
 
 
 def _finished(file: Path, row: Row, key: str) -> bool:
-    """Whether a file is a whole picture of the same prompt, seed and key."""
+    """Whether a file is a whole image of the same prompt, seed and key."""
     return image_files.texts(file).get("glance") == _texts(row, key)["glance"]
 
 
 def _take(
     benchmark: OfficialBenchmark, arm: Given, settings: Settings, chosen: Sequence[int], progress: Progress
 ) -> Manifest:
-    """The record of images that were made elsewhere; each is kept as PNG beside those that are made here."""
+    """The record of images that were made elsewhere; each is stored as PNG beside the images made here."""
     files = {}
     for index in chosen:
         for number in range(benchmark.seeds):
@@ -215,6 +216,6 @@ def _found(benchmark: OfficialBenchmark, arm: Given, index: int, number: int) ->
 
 
 def _shown(folder: Path) -> str:
-    """A folder as the record names it: relative where it lies in the project, so that the project can move."""
+    """A folder's path for the record: relative if the folder lies in the project, so that the project can move."""
     here = Path.cwd().resolve()
     return folder.relative_to(here).as_posix() if folder.is_relative_to(here) else folder.as_posix()

@@ -1,4 +1,4 @@
-"""Finds the weights of a scorer, says which they are, and loads it when it is first needed."""
+"""Finds and identifies the weights of a scorer, and loads the scorer at its first use."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.benchmarking.values import Identity
 
 
 class Loaded:
-    """A scorer and its weights; the model itself is loaded when the first image asks for it.
+    """A scorer and its weights; the model itself is loaded for the first image.
 
     Raises:
         Lacking: A weight is not configured, or a package is not installed.
-        ValueError: A configured weight is not there, or a file has other bytes than the pinned one.
+        ValueError: A configured weight is missing, or a file has another digest than the pinned one.
     """
 
     def __init__(self, entry: Entry, weights: Mapping[str, Path], device: str) -> None:
@@ -36,7 +36,7 @@ class Loaded:
 
 
 def _place(entry: Entry, weight: Weight, configured: Mapping[str, Path]) -> Path:
-    """Where a weight lies: as configured, or in the hub's own cache if it is there at the pinned revision."""
+    """The path of a weight: as configured, or in the hub's own cache at the pinned revision."""
     if weight.name in configured:
         place = configured[weight.name]
         if not place.exists():
@@ -64,10 +64,10 @@ def _place(entry: Entry, weight: Weight, configured: Mapping[str, Path]) -> Path
 
 
 def _digest(weight: Weight, place: Path) -> str:
-    """The digest of a weight's bytes; remembered by size and time, for a large file takes minutes to read.
+    """The digest of a weight's bytes, cached by size and time of change, since a large file takes minutes to read.
 
     Raises:
-        ValueError: A pinned file has other bytes.
+        ValueError: A file has another digest than the pinned one.
     """
     memory = leftovers.folder("benchmarks") / "weights.json"
     known = json.loads(memory.read_text()) if memory.is_file() else {}

@@ -1,4 +1,4 @@
-"""Which images an arm made for a benchmark: the record that scorers and the table start from."""
+"""The record of the images that an arm made for a benchmark; scorers and the table read this record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERSION = 1
 
 
 def image_name(index: int, number: int) -> str:
-    """The file of an image: the prompt's place in the whole benchmark, and the image's number among the prompt's."""
+    """The file name of an image: the prompt's index in the whole benchmark, and the image's number in its prompt."""
     return f"{index:05d}_{number}.png"
 
 
@@ -23,18 +23,18 @@ class Manifest:
     """The images of one arm.
 
     Attributes:
-        benchmark: Its name.
-        arm: Its name.
+        benchmark: Name of the benchmark.
+        arm: Name of the arm.
         title: The arm in a few words.
         steps: Euler steps per image; None for images that were made elsewhere.
         nfe: Forwards per image; None for images that were made elsewhere.
         prompts: Digest of the benchmark's prompts.
-        seed: Of the first prompt's first image; None for images that were made elsewhere.
+        seed: Seed of the first prompt's first image; None for images that were made elsewhere.
         seeds: Images per prompt.
-        limit: Prompts of each category; None = all.
+        limit: How many prompts of each category; None = all.
         height: Pixels.
         width: Pixels.
-        key: What the images depend on.
+        key: Digest of all that the images depend on.
         folder: Where the images lie, relative to the project or absolute.
         images: The digest of each image's file, by name.
         teacher: Digest of the teacher; "" for images that were made elsewhere.
@@ -60,7 +60,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Of the images' bytes and of which prompts they belong to, wherever they lie."""
+        """Digest of the images' bytes and of their prompts, whatever folder holds the images."""
         return artifacts.digest_of([self.benchmark, self.prompts, self.limit, self.seeds, self.images])
 
     def path(self, index: int, number: int) -> Path:
@@ -78,7 +78,7 @@ def load(benchmark: str, arm: str) -> Manifest:
     """The record of an arm.
 
     Raises:
-        ValueError: The arm has no images yet, or the record is damaged or another version's.
+        ValueError: The arm has no images yet, or the record is damaged or of another version.
     """
     file = places.manifest(benchmark, arm)
     if not file.is_file():
@@ -99,10 +99,10 @@ def arms(benchmark: str) -> list[str]:
 
 
 def chosen(benchmark: OfficialBenchmark, found: Manifest) -> list[tuple[int, Item]]:
-    """The prompts of a record, each with its place in the whole benchmark.
+    """The prompts of a record, each with its index in the whole benchmark.
 
     Raises:
-        ValueError: The benchmark's prompts have changed since.
+        ValueError: The benchmark's prompts have changed since the images were made.
     """
     if prepare.digest(benchmark.name) != found.prompts:
         raise ValueError(
@@ -117,7 +117,7 @@ def verified(found: Manifest, indices: Sequence[int]) -> None:
     """Compares the images of some prompts with their digests.
 
     Raises:
-        ValueError: An image is missing, damaged, or another one than when the record was written.
+        ValueError: An image is missing or damaged, or has changed since the record was written.
     """
     again = _again(found.benchmark, found.arm)
     for index in indices:

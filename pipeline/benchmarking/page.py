@@ -1,4 +1,4 @@
-"""The benchmarks' report: one self-contained HTML page, from what matters to where it comes from."""
+"""The benchmarks' report: one self-contained HTML page, from the headline numbers down to the provenance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(collected: Sequence[Collected], sides: int, folder: Path = places.RESU
 
     Args:
         collected: Every benchmark.
-        sides: Prompts of each benchmark that are shown side by side.
+        sides: How many prompts of each benchmark are shown side by side.
         folder: Where the page goes.
     """
     head = (
@@ -62,8 +62,8 @@ def _headline(collected: Sequence[Collected]) -> str:
         rows.append(tag("tr", label, *cells))
     heads = [column("Benchmark", css="text"), *(column(title) for title in arms.values())]
     note = _note(
-        "Every arm starts from the same noise for the same prompt. Below a score stands what it keeps of the teacher's"
-        " score, with the 95 % interval of a paired bootstrap over prompts. Distances have no retention."
+        "Every arm starts from the same noise for the same prompt. Below a score stands its retention, the score over"
+        " the teacher's, with the 95 % interval of a paired bootstrap over prompts. Distances have no retention."
     )
     return tag("header", tag("h1", TITLE), note, table(TITLE, [heads], rows) if rows else "")
 
@@ -75,7 +75,7 @@ def _columns(found: Collected) -> dict[str, Column]:
 
 
 def _cell(row: Row | None, measure: Column) -> str:
-    """A number, and below it what it keeps of the teacher's, or how far it is from it."""
+    """A number, and below it the retention or the difference to the teacher's number."""
     if row is None:
         return DASH
     number = text(measure.number(row.value) + SUFFIXES.get(measure.unit, ""))
@@ -118,7 +118,7 @@ def _section(found: Collected, sides: int) -> str:
 
 
 def _pictures(found: Collected, sides: int) -> str:
-    """The first image of evenly spaced prompts, an arm beside the other."""
+    """The first image of evenly spaced prompts, with the arms side by side."""
     chosen = manifest.chosen(found.benchmark, found.manifests[0])
     if not sides or not chosen:
         return ""

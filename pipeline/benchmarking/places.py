@@ -1,10 +1,10 @@
 """Where the files of the benchmarks lie.
 
 benchmarks/data/NAME/                 the prompts of a benchmark, as `prepare` wrote them
-benchmarks/images/NAME/ARM.json       which images an arm made
-benchmarks/scores/NAME/ARM/           what the scorers said of them, a file for each scorer
+benchmarks/images/NAME/ARM.json       the record of the images that an arm made
+benchmarks/scores/NAME/ARM/           the values of these images, a file for each scorer
 benchmarks/results/                   the table and the report
-$DVC_ROOT/.glance/benchmarks/         the images themselves, and what can be made again from them
+$DVC_ROOT/.glance/benchmarks/         the images themselves, and files that can be made again from them
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def scores(benchmark: str, arm: str, scorer: str, *, features: bool = False) -> 
 
 
 def photographs(benchmark: str, scorer: str) -> Path:
-    """The features of the photographs that a benchmark's images are held against."""
+    """The features of the photographs that a benchmark compares its images with."""
     return SCORES / benchmark / f"{scorer}.npz"
 
 
 def images(benchmark: str, arm: str, key: str) -> Path:
-    """The folder of an arm's single images; `key` is what they depend on."""
+    """The folder of an arm's single images; `key` is the digest of all that the images depend on."""
     return leftovers.folder("benchmarks") / benchmark / f"{arm}-{key[:16]}"

@@ -1,4 +1,4 @@
-"""[edge] Gets the prompts of a benchmark from its source, checks them, and writes them down with their origin."""
+"""[edge] Gets the prompts of a benchmark from its source, checks the prompts, and saves them with their origin."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def prepare(name: str, given: Path | None = None) -> list[Item]:
 
     Args:
         name: The benchmark.
-        given: A file of the source, or the folder that holds its files; None = those that come with the project, else
-            the source's own site.
+        given: A file of the source, or the folder that holds its files; None = the files that come with the project,
+            else the source's own site.
 
     Returns:
         The prompts.
 
     Raises:
-        ValueError: There is no such benchmark; a file is missing, has other bytes than the pinned revision, or holds
-            other numbers of prompts; or the site does not answer. The message says which file to put where.
+        ValueError: The benchmark is unknown; a file is missing, differs from the pinned revision, or has a wrong number
+            of prompts; or the site does not answer. The message says which file to put where.
     """
     benchmark = find(name)
     if given is None and _prepared(benchmark):
@@ -58,7 +58,7 @@ def prepare(name: str, given: Path | None = None) -> list[Item]:
 
 
 def _prepared(benchmark: OfficialBenchmark) -> bool:
-    """Whether the prompts of the pinned revision are here, whole."""
+    """Whether all prompts of the pinned revision are here."""
     folder, source = places.data(benchmark.name), benchmark.source
     if not (folder / SOURCE).is_file() or not (folder / ITEMS).is_file():
         return False
@@ -71,7 +71,7 @@ def items(name: str) -> list[Item]:
     """The prompts that `prepare` wrote.
 
     Raises:
-        ValueError: They are not prepared, or the file is damaged.
+        ValueError: The prompts are not prepared, or their file is damaged.
     """
     file = places.data(name) / ITEMS
     if not file.is_file():
@@ -83,7 +83,7 @@ def items(name: str) -> list[Item]:
 
 
 def digest(name: str) -> str:
-    """What the prompts of a benchmark are known by, "sha256:<hex>"."""
+    """The digest of a benchmark's prompts, "sha256:<hex>"."""
     return artifacts.file_digest(places.data(name) / ITEMS)
 
 
@@ -103,7 +103,7 @@ def _checked(benchmark: OfficialBenchmark, files: Mapping[str, Path]) -> list[It
 
 
 def _get(benchmark: OfficialBenchmark, entry: SourceFile, given: Path | None, target: Path) -> None:
-    """Puts one file of the source at `target`, and compares its bytes with the pinned ones."""
+    """Puts one file of the source at `target`, and compares its digest with the pinned one; returns its origin."""
     source, shipped = benchmark.source, places.PROMPTS / benchmark.name / entry.name
     place: Path | str
     if given is not None:
@@ -125,7 +125,7 @@ def _get(benchmark: OfficialBenchmark, entry: SourceFile, given: Path | None, ta
 
 
 def _in(given: Path, entry: SourceFile, benchmark: OfficialBenchmark) -> Path:
-    """The file of the source that a person names, alone or in a folder."""
+    """One file of the source, from the file or folder that the user names."""
     if given.is_file():
         if len(benchmark.source.files) > 1:
             names = ", ".join(file.name for file in benchmark.source.files)
@@ -138,7 +138,7 @@ def _in(given: Path, entry: SourceFile, benchmark: OfficialBenchmark) -> Path:
 
 
 def _download(benchmark: OfficialBenchmark, entry: SourceFile, target: Path) -> str:
-    """Fetches one file at the pinned revision; returns where it came from."""
+    """Downloads one file at the pinned revision; returns its address."""
     source = benchmark.source
     how = (
         f"go online, or get that file at revision {source.revision or 'main'} yourself and run"

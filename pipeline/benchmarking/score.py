@@ -1,4 +1,4 @@
-"""Runs the in-process scorers: each is loaded once for all arms, and goes on after its last finished block."""
+"""Runs the in-process scorers. Each is loaded once for all arms, and continues after its last finished block."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def score(
     """Scores the images of some arms with every in-process scorer of a benchmark.
 
     Args:
-        benchmark: Which one.
+        benchmark: The benchmark.
         arms: The arms, all of which have images.
         settings: Where the weights are.
         device: auto, cpu or cuda.
-        progress: Shows how far it is.
+        progress: Shows the progress.
 
     Returns:
         A sentence for each scorer that lacks its weights or its packages.
 
     Raises:
-        ValueError: A file of weights is not what it must be, or an image is missing or damaged.
+        ValueError: A file of weights is wrong, or an image is missing or damaged.
     """
     lacking = []
     for name in benchmark.in_process:
@@ -56,7 +56,7 @@ def score(
 
 
 def _scored(found: Manifest, loaded: Loaded) -> bool:
-    """Whether the values of an arm are those of this scorer and of the arm's images."""
+    """Whether an arm's values come from this scorer and the arm's current images."""
     read = values.read_features if loaded.entry.extracts else values.read
     try:
         return read(found, loaded.entry.name)[0] == loaded.identity
@@ -69,7 +69,7 @@ def _against_photographs(benchmark: OfficialBenchmark, scorer: str) -> bool:
 
 
 def _score_photographs(benchmark: OfficialBenchmark, folder: Path, loaded: Loaded, progress: Progress) -> None:
-    """Writes the features of a folder of photographs, unless they are there."""
+    """Writes the features of a folder of photographs, unless the features are there already."""
     if not folder.is_dir():
         raise ValueError(f"references.{benchmark.name} must be a folder of photographs, got {folder}")
     photographs = [folder / name for name in artifacts.files(folder) if Path(name).suffix.lower() in PHOTOGRAPHS]
@@ -121,7 +121,7 @@ def _asked(benchmark: OfficialBenchmark, scorer: str, item: Item) -> bool:
 
 
 def _block(found: Manifest, block: Sequence[tuple[int, Item, int]], loaded: Loaded) -> np.ndarray | list[dict]:
-    """What the scorer says of some images: features (B, D), or the content of a value for each."""
+    """The scorer's results for some images: features (B, D), or the content of a value for each image."""
     parts: list[np.ndarray] = []
     said: list[dict] = []
     for first in range(0, len(block), loaded.entry.batch):

@@ -24,9 +24,9 @@ class Environment:
     """Where an official scorer runs.
 
     Attributes:
-        python: The interpreter of its environment; None = not set up.
+        python: The interpreter of the scorer's environment; None = not set up.
         checkout: The official repository; None = not set up.
-        options: What the scorer needs beside these.
+        options: The scorer's other settings.
     """
 
     python: str | None = None
@@ -39,13 +39,13 @@ class Settings:
     """The content of benchmarks/params.yaml.
 
     Attributes:
-        benchmarks: What `dvc repro` runs.
-        arms: Which arms.
+        benchmarks: The benchmarks that `dvc repro` runs.
+        arms: The arms to compare.
         seed: Image k of prompt i starts from the noise of seed + (images per prompt) * i + k, in every arm.
-        limit: Only so many prompts of each category; None = all.
+        limit: How many prompts of each category; None = all.
         batch: Images in one forward.
-        bootstrap: Resamples of the intervals.
-        sides: Prompts that the report shows side by side.
+        bootstrap: How many resamples for the intervals.
+        sides: How many prompts the report shows side by side.
         bundles: Further arms: other bundles for the same teacher, by name.
         folders: Further arms: folders of images that were made elsewhere, by name.
         references: Folders of photographs for distances to "real", by benchmark.
@@ -71,7 +71,7 @@ def load(file: Path = FILE) -> Settings:
     """Reads the file.
 
     Raises:
-        ValueError: It is missing or no YAML.
+        ValueError: The file is missing or no YAML.
         Faults: A key is unknown or missing, or a value is wrong; each sentence names the key, the rule and the value.
     """
     content = params.read(file)

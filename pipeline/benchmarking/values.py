@@ -1,4 +1,4 @@
-"""What the scorers said of an arm's images, on disk, with which scorer said it and of which images."""
+"""The scorers' values of an arm's images on disk, with the identity of the scorer and the digest of the images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pipeline.evaluation.benchmarks.official import Item, OfficialBenchmark, Val
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Which scorer spoke: values of two identities are not compared.
+    """Identifies a scorer; values of different identities are not compared.
 
     Attributes:
-        scorer: Its name.
-        version: Of our code for it, or the commit of the official code.
+        scorer: Name of the scorer.
+        version: Version of our code for the scorer, or the commit of the official code.
         weights: The digest of each file of weights, by name.
-        packages: The versions that its values depend on.
+        packages: The versions of the packages that its values depend on.
     """
 
     scorer: str
@@ -36,7 +36,7 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """A hex digest of all of it."""
+        """A hex digest of all attributes."""
         return artifacts.digest_of(asdict(self))
 
 
@@ -59,7 +59,7 @@ def read(found: Manifest, scorer: str) -> tuple[Identity, list[Value]]:
     """The values of one arm.
 
     Raises:
-        ValueError: They are missing, damaged, or of other images than the record's.
+        ValueError: The values are missing, damaged, or of other images than the record's.
     """
     path = places.scores(found.benchmark, found.arm, scorer)
     if not path.is_file():
@@ -86,7 +86,7 @@ def read_features(found: Manifest, scorer: str) -> tuple[Identity, np.ndarray]:
 
 
 def features_in(path: Path) -> tuple[str, Identity, np.ndarray]:
-    """What `write_features` wrote: the digest of the images, the scorer, the features.
+    """Reads a file of `write_features`: the digest of the images, the identity of the scorer, the features.
 
     Raises:
         ValueError: The file is damaged.
@@ -109,11 +109,11 @@ def _same_images(path: Path, images: str, found: Manifest) -> None:
 def complete(
     benchmark: OfficialBenchmark, scorer: str, items: Sequence[Item], values: Sequence[Value], where: str
 ) -> None:
-    """Checks that a scorer spoke of all that its metrics ask for: of each image, or of each prompt once.
+    """Checks that a scorer gave all values for its metrics: one per image, or one per prompt.
 
     Raises:
-        ValueError: A value is missing, is there twice, or is of an unknown prompt; the message counts and names the
-            first.
+        ValueError: A value is missing, is there twice, or belongs to an unknown prompt. The message counts such values
+            and names the first.
     """
     own = [metric for metric in benchmark.metrics if metric.scorer == scorer]
     asked = [item for item in items if any(metric.asks(item) and item.id not in metric.lost for metric in own)]
@@ -132,7 +132,7 @@ def complete(
         total = len(asked) * len(numbers)
         raise ValueError(
             f"{where} must hold {total} values, {len(numbers)} for each of {len(asked)} prompts, got"
-            f" {total - len(missing)}: the first that is missing is {_named(*missing[0])}"
+            f" {total - len(missing)}: the first missing one is {_named(*missing[0])}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The model card of a bundle: what the pair is, and the lines that use it."""
+"""The model card of a bundle: a description of the pair, and the code to use the bundle."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pipeline.styles import Lora
 
 
 def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], *, imported: bool) -> str:
-    """The model card, with the lines that use the bundle; in plain diffusers `guided` is the call's guidance."""
+    """The model card, with the code to use the bundle; `guided` holds the guidance arguments for plain diffusers."""
     guidance, slow, fast = manifest["guidance"], manifest["phases"]["slow"], manifest["phases"]["fast"]
     values = dict(
         base=manifest["base_model"],
@@ -70,11 +70,11 @@ tags: [lora, flow-matching, distillation]
 
 # A slow-fast pair of adapters: $steps steps instead of $teacher_steps
 
-Two LoRA adapters of rank $rank for `$base`. `slow` acts in the first $slow steps, `fast` in the last $fast, from
+Two LoRA adapters of rank $rank for `$base`. `slow` is active in the first $slow steps, `fast` in the last $fast, from
 sigma $handoff on. $origin
 
 $use
-`glance.json` has the levels, the phases and the guidance in full. The adapters belong to the base model whose
+`glance.json` lists the noise levels, the phases and the guidance. The adapters belong to the base model whose
 transformer$fused has the digest `$digest`, and its licence ($license) holds for them.
 """)
 
@@ -82,7 +82,7 @@ TRAINED_TEXT = Template(
     """They were trained on the path of the base model with $teacher_steps steps and a true CFG scale of
 $teacher_scale. The method follows "Glance: Accelerating Diffusion Models with 1 Sample", arXiv 2512.02899."""
 )
-IMPORTED_TEXT = Template("They were trained elsewhere and imported for this base; how, their own source says.")
+IMPORTED_TEXT = Template("They were trained elsewhere and imported for this base; their source may say how.")
 
 USE_TEXTS = {
     "consistent": Template("""With plain diffusers:

@@ -1,4 +1,4 @@
-"""Generates with a bundle: one batch of images or many, batch by batch, and what a picture says of its origin."""
+"""Generates images with a bundle, batch by batch, and writes the origin of each image into its PNG text."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -20,12 +20,12 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
     """One image per prompt: K Euler steps, slow's adapter before the handoff and fast's after it.
 
     Args:
-        backbone: The bundle's base, whole, with the bundle's LoRAs; it is left as it was.
+        backbone: The whole base of the bundle, with the bundle's LoRAs; it is left unchanged.
         bundle: The pair.
         prompts: B texts.
-        seeds: Of each image's noise, length B.
-        fused: Put each phase's full weights in place (no low-rank path in a forward, a copy of the adapted weights
-            per phase in memory); else run the low-rank products beside the layers.
+        seeds: The seed of each image's noise, length B.
+        fused: Activate full weights for each phase: no low-rank products in a forward, but a copy of the adapted
+            weights per phase in memory. Else run the low-rank products beside the layers.
 
     Returns:
         uint8 (B, height, width, 3), on the CPU.
@@ -59,18 +59,18 @@ def images(
     batch: int = 8,
     skip: Collection[int] = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (number, image) of each prompt in order; image i starts from the noise of seed + i.
+    """Yields (number, image) for each prompt in order; image i starts from the noise of seed + i.
 
-    Prompts are batched by their numbers, whatever is skipped: an image's rounding depends on its batch, so an image is
-    the same to the last bit whether all are made in one run or in two.
+    Skipped prompts do not change the batches of the others, since the rounding of an image depends on its batch. So an
+    image is the same to the last bit, whether one run makes all images or two runs do.
 
     Args:
         backbone: The bundle's base, as `generate` takes it.
         bundle: The pair.
         prompts: The texts.
-        seed: Of the first image's noise.
-        batch: How many images are made at once; no more are held in memory.
-        skip: The numbers of images that are not wanted.
+        seed: The seed of the first image's noise.
+        batch: How many images are made and held in memory at once.
+        skip: The numbers of images to leave out.
 
     Yields:
         The prompt's number and its image, uint8 (height, width, 3).
@@ -92,7 +92,7 @@ def images(
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What an image is made of beside its prompt and seed."""
+    """What an image depends on besides its prompt and seed."""
 
     bundle: str
     """Digest of the bundle's files."""
@@ -115,7 +115,7 @@ class Origin:
 
     @classmethod
     def of(cls, bundle: Bundle, quantization: str = "none") -> "Origin":
-        """The origin of what a bundle makes on its own base."""
+        """The origin of images that a bundle makes on its own base."""
         guidance, steps = bundle.guidance, len(bundle.steps)
         return cls(
             bundle=bundle_digest(bundle.folder),
@@ -136,9 +136,9 @@ class Origin:
     def texts(self, prompt: str, seed: int) -> dict[str, str]:
         """The text chunks of the image's PNG.
 
-        `parameters` is what AUTOMATIC1111's web UI writes, and ComfyUI and galleries read. `glance` is JSON, with what
-        the image depends on in full. What changes its rounding only (device, batch, compiling) is in neither, so the
-        same text means the same picture.
+        `parameters` has the format that AUTOMATIC1111's web UI writes, and that ComfyUI and galleries read. `glance` is
+        JSON with all that the image depends on. Device, batch and compiling change only its rounding and are in neither
+        chunk, so the same text means the same picture.
         """
         settings = {
             "Steps": self.steps,
@@ -160,7 +160,7 @@ class Origin:
 
 
 def finished(origin: Origin, prompts: Sequence[str], seed: int, files: Sequence[Path]) -> set[int]:
-    """The numbers of the prompts whose file is a whole picture of the same prompt, seed and origin."""
+    """The numbers of the prompts whose file is already a whole image of the same prompt, seed and origin."""
     return {
         number
         for number, (prompt, file) in enumerate(zip(prompts, files, strict=True))
@@ -169,5 +169,5 @@ def finished(origin: Origin, prompts: Sequence[str], seed: int, files: Sequence[
 
 
 def _quoted(value: str) -> str:
-    """A value of `parameters`, in quotes where it holds what separates the values."""
+    """A value of `parameters`, in quotes if it holds a separator."""
     return json.dumps(value) if any(mark in value for mark in ',:"\n') else value

@@ -1,4 +1,4 @@
-"""Makes a bundle of two LoRA files that were trained elsewhere."""
+"""Makes a bundle from two LoRA files that were trained elsewhere."""
 
 import math
 from collections.abc import Mapping
@@ -31,16 +31,16 @@ def bundle(
 
     Args:
         files: The LoRA of each phase, as `lora_files.read` takes it.
-        params: Its teacher is the base.
+        params: The parameters, whose teacher is the base.
         out: The folder to make.
-        rule: Of the partition, see `partition.RULES`; the released Glance weights are "official".
+        rule: Rule of the partition, see `partition.RULES`; the released Glance weights use "official".
         steps: The steps of each phase.
-        strength: What the adapters are multiplied with. A file that does not say its alpha counts as alpha = rank.
-        path: How the latents move, see `stepping.PATHS`; the official Glance code has one of its own.
+        strength: Factor on the adapters. A file without an alpha counts as alpha = rank.
+        path: How the latents move, see `stepping.PATHS`; the official Glance code moves them by "official".
 
     Raises:
-        ValueError: A file is no LoRA of the base, see `lora_files.read`; the rule or the steps do not fit; there is no
-            such path; the strength is not finite.
+        ValueError: A file is no LoRA of the base (see `lora_files.read`), the rule or the steps do not fit, the path is
+            unknown, or the strength is not finite.
     """
     stepping.check("path", path)
     if not math.isfinite(strength):
@@ -50,7 +50,7 @@ def bundle(
     rank = max(tensor.shape[0] for state in states.values() for key, tensor in state.items() if ".lora_A." in key)
     wanted = replace(params.partition, rule=rule, slow_steps=steps["slow"], fast_steps=steps["fast"])
     schedule = backbone.schedule(params.teacher.height, params.teacher.width)
-    every = replace(params.trajectories, steps=params.teacher.steps)  # theirs follow the teacher's own steps
+    every = replace(params.trajectories, steps=params.teacher.steps)  # imported pairs step on the teacher's own steps
     split = partition.compute(replace(params, partition=wanted, trajectories=every), schedule)
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")
@@ -69,7 +69,7 @@ def _scaled(state: adapters.State, strength: float) -> adapters.State:
 
 
 def _padded(state: adapters.State, rank: int) -> adapters.State:
-    """The same delta at a larger rank, by zeros."""
+    """The same delta at a larger rank, padded with zeros."""
     result = {}
     for key, tensor in state.items():
         missing = rank - tensor.shape[0 if ".lora_A." in key else 1]

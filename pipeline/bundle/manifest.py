@@ -1,4 +1,4 @@
-"""What a bundle is: the two adapters as stock diffusers loads them, and what a sampler must know.
+"""The files of a bundle: two adapters as stock diffusers loads them, and a manifest for the sampler.
 
 slow.safetensors, fast.safetensors   transformer.<module>.lora_A/B.weight, scale folded into B
 adapter_config.json                  peft's, with lora_alpha = r
@@ -27,7 +27,7 @@ MANIFEST = "glance.json"
 MANIFEST_FORMAT = 1
 CARD = "README.md"
 ADAPTER_FILES = {phase: f"{phase}.safetensors" for phase in PHASES}
-"""The phases of a bundle in order, and the file of each one's adapter."""
+"""The phases of a bundle in order, and the adapter file of each phase."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class BundlePhase:
     """One phase's part of the path."""
 
     steps: tuple[int, ...]
-    """Teacher steps at which the student's start."""
+    """Teacher steps at which the student's steps start."""
     u: tuple[float, ...]
-    """Base levels there."""
+    """Base levels at those steps."""
     sigmas: tuple[float, ...]
-    """Noise levels there, then at the end, at the resolution of the training."""
+    """Noise levels at those steps, then at the end of the phase, for the training resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Guidance:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """What glance.json says, and where it lies."""
+    """The content of glance.json, and the folder that it lies in."""
 
     folder: Path
     base_model: str
@@ -70,18 +70,18 @@ class Bundle:
     width: int
     max_sequence_length: int
     dtype: str
-    """Of the base's weights and latents, one of `teacher.DTYPES`."""
+    """Dtype of the base's weights and latents, one of `teacher.DTYPES`."""
     guidance: Guidance
     base_license: str
     rank: int
     path: str = "consistent"
     """How the latents move, one of `stepping.PATHS`."""
     loras: tuple[Lora, ...] = ()
-    """What is fused into the base, with the digests of the files."""
+    """The LoRAs fused into the base, with the digests of their files."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Bundle":
-        """Reads a bundle and checks that it holds together.
+        """Reads a bundle and checks that its parts fit.
 
         Raises:
             ValueError: A file or a key is missing, the format is another one, the phases do not join, or an adapter
@@ -95,7 +95,7 @@ class Bundle:
         if content.get("format") != MANIFEST_FORMAT:
             raise ValueError(f"{folder / MANIFEST}: format must be {MANIFEST_FORMAT}, got {content.get('format')}")
         try:
-            content = {"loras": [], "path": cls.path, **content}  # bundles of earlier versions have none
+            content = {"loras": [], "path": cls.path, **content}  # bundles of earlier versions lack these keys
             values: dict[str, Any] = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
             values |= {
                 "u": tuple(values["u"]),
@@ -129,7 +129,7 @@ class Bundle:
         return {phase: self._state(file) for phase, file in self.files.items()}
 
     def base(self, path: str | Path | None = None, quantization: str = "none") -> Teacher:
-        """The model that the adapters belong to, in the folder that the manifest names or in another one."""
+        """The model that the adapters belong to, in the folder of the manifest or in `path`."""
         return Teacher(
             path=Path(path or self.base_model), dtype=self.dtype, quantization=quantization, loras=self.loras
         )
@@ -138,7 +138,7 @@ class Bundle:
         """Refuses a folder that does not hold the model that the adapters belong to.
 
         Args:
-            path: The folder; None = the one that the manifest names.
+            path: The folder; None = the folder that the manifest names.
 
         Raises:
             ValueError: The folder is missing or holds another model, or a LoRA that is fused into the model is missing.
@@ -152,7 +152,7 @@ class Bundle:
             raise ValueError(f"{self.folder} was made for another model than {path}: {self.base_digest}, not {digest}")
 
     def plan(self, backbone: Backbone) -> StepPlan:
-        """What the model is told, how far the latents move and which adapter acts in each of the K steps."""
+        """For each of the K steps: the model's noise level, how far the latents move, the active adapter."""
         steps = stepping.Steps(self.u, len(self.phases["slow"].steps), self.teacher_steps, self.height, self.width)
         sigmas, moves = stepping.PATHS[self.path](steps, backbone.schedule)
         return StepPlan(sigmas, tuple(name for name, phase in self.phases.items() for _ in phase.steps), moves)
@@ -181,5 +181,5 @@ class Bundle:
 
 
 def bundle_digest(folder: str | Path) -> str:
-    """ "sha256:<hex>" of a bundle's file names and bytes: what a version of it is known by."""
+    """ "sha256:<hex>" over a bundle's file names and bytes; the registry identifies a bundle by this digest."""
     return folder_digest(folder)

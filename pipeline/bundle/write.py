@@ -1,4 +1,4 @@
-"""Writes a bundle: both adapters in the keys of diffusers, the manifest and the model card."""
+"""Writes a bundle: both adapters with the keys of diffusers, the manifest and the model card."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -29,17 +29,17 @@ def bundle(
     """Writes a bundle and reads it back.
 
     Args:
-        folder: Where it goes; `artifacts.atomic_dir` makes it whole.
+        folder: An empty folder for the bundle; `artifacts.atomic_dir` moves it into place whole.
         trained: The folder of each phase's adapter, in peft's layout.
         partition: The student's path.
-        teacher: The base, and how it was run.
+        teacher: The base and its settings.
         student: How the student is run.
         path: How the latents move, one of `stepping.PATHS`.
-        imported: The adapters were trained elsewhere, which the card then says.
+        imported: Whether the adapters were trained elsewhere, as the card then says.
 
     Raises:
-        ValueError: An adapter or a LoRA of the teacher is missing, the adapters have different ranks, or there is no
-            such path.
+        ValueError: An adapter or a LoRA of the teacher is missing, the adapters have different ranks, or the path
+            is unknown.
     """
     stepping.check("path", path)
     folder = Path(folder)

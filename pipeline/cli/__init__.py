@@ -1,4 +1,4 @@
-"""`glance`: generate with a bundle; import, export, evaluate, register, promote or pull one; run the ablations.
+"""`glance`: generate with a bundle; import, export, evaluate, register, promote or pull bundles; run the ablations.
 
 Torch and MLflow are imported by the commands that need them, so that `glance --help` answers at once.
 """
@@ -17,7 +17,7 @@ def main() -> None:
     """Slow-fast adapters for flow-matching text-to-image models."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no failure
+            stream.reconfigure(errors="backslashreplace")  # a character that the terminal lacks is no failure
 
 
 for command in (

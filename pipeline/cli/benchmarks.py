@@ -1,4 +1,4 @@
-"""`glance benchmark`: the official benchmarks, from their prompts to one table."""
+"""`glance benchmark`: the official benchmarks, from the prompts to one table."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def benchmark() -> None:
 
 
 def _arms(function: Command) -> Command:
-    """The options that choose arms and a subset of the prompts."""
+    """Adds the options for the arms and for a subset of the prompts."""
     options = (
         click.option("--arms", help="Names with commas between them  [default: those of benchmarks/params.yaml]"),
         click.option(
@@ -38,7 +38,7 @@ def _arms(function: Command) -> Command:
 @one_sentence
 @in_root
 def list_benchmarks() -> None:
-    """Show every benchmark: its prompts, images, scorers and licence, and what is here of it."""
+    """Show the prompts, images, scorers and licence of every benchmark, and which of its files are here."""
     from pipeline.benchmarking import manifest, places
     from pipeline.evaluation.benchmarks.table import BENCHMARKS
 
@@ -61,7 +61,7 @@ def list_benchmarks() -> None:
 @one_sentence
 @in_root
 def prepare_prompts(name: str, given: Path | None) -> None:
-    """Get the prompts of benchmark NAME, check their number and bytes, and say their licence.
+    """Get the prompts of benchmark NAME, check their number and bytes, and print their licence.
 
     Prompts whose licence allows it come with the project. The others are downloaded at the pinned revision.
     """
@@ -78,12 +78,12 @@ def prepare_prompts(name: str, given: Path | None) -> None:
 @click.argument("name")
 @_arms
 @click.option(
-    "--shard", default="1/1", show_default=True, help="i/n: the i-th of n parts, each for a machine of its own."
+    "--shard", default="1/1", show_default=True, help="i/n makes part i of n, to share the work between machines."
 )
 @one_sentence
 @in_root
 def generate_images(name: str, arms: str | None, limit: int | None, shard: str) -> None:
-    """Make the images of benchmark NAME, each arm from the same noise; a stopped run goes on where it stopped."""
+    """Make the images of benchmark NAME, each arm from the same noise; a stopped run continues where it stopped."""
     from pipeline import params
     from pipeline.benchmarking import arms as every
     from pipeline.benchmarking import generate as making
@@ -97,7 +97,7 @@ def generate_images(name: str, arms: str | None, limit: int | None, shard: str) 
     wanted = _names(arms) or settings.arms
     for arm in every.find(wanted, own, settings):
         if making.generate(found, arm, settings, progress, part) is None:
-            click.echo(f"{arm.name}: the images of part {shard} are there; other parts are missing", err=True)
+            click.echo(f"{arm.name}: the images of part {shard} are done; other parts are missing", err=True)
         else:
             show(places.manifest(name, arm.name))
 
@@ -111,8 +111,8 @@ def generate_images(name: str, arms: str | None, limit: int | None, shard: str) 
 def score_images(name: str, arms: str | None, device: str) -> None:
     """Score the images of benchmark NAME: in-process scorers first, then the official ones that are set up.
 
-    An official scorer that is not set up in benchmarks/params.yaml gets its files and a script; run the script in the
-    scorer's own environment, then this command again.
+    For an official scorer that is not set up in benchmarks/params.yaml, this command writes the scorer's files and a
+    script. Run the script in the scorer's own environment, then run this command again.
     """
     from pipeline.benchmarking import external, manifest
     from pipeline.benchmarking import score as scoring
@@ -142,7 +142,7 @@ def score_images(name: str, arms: str | None, device: str) -> None:
 def collect_scores(names: tuple[str, ...], record: bool) -> None:
     """Compare all arms of the benchmarks NAMES with the teacher in one table and one page.
 
-    Without NAMES, those of benchmarks/params.yaml.
+    Without NAMES, compare the benchmarks of benchmarks/params.yaml.
     """
     from pipeline import params
     from pipeline.benchmarking import collect as collecting
@@ -170,7 +170,7 @@ def collect_scores(names: tuple[str, ...], record: bool) -> None:
 @one_sentence
 @in_root
 def export_images(name: str, out: Path, arm: str, kind: str) -> None:
-    """Write a list of the images of benchmark NAME to OUT, for another tool that scores them."""
+    """Write a list of the images of benchmark NAME to OUT, so that another tool can score the images."""
     from pipeline.benchmarking import evalscope
     from pipeline.evaluation.benchmarks.table import find
 

@@ -1,4 +1,4 @@
-"""What every command shares: errors as one sentence, a clean stop, the project's root, and bundles by name."""
+"""Code that all commands share: errors as one sentence, a clean stop, the project's root, and bundles by name."""
 
 import functools
 import os
@@ -17,15 +17,15 @@ from tqdm import tqdm
 from pipeline import artifacts, out_of_memory
 from pipeline.console import sentence, sentences
 
-ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # read no params.yaml; the doctor says what is wrong
+ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # need no valid params.yaml; the doctor checks it
 OF_ROOT = ("params.yaml", "dvc.yaml")  # the files that show a project's root
 
 
 def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what went wrong into one sentence, or one for each fault of params.yaml, and exit code 1.
+    """Turns an error into one sentence (or one for each fault of params.yaml) and exit code 1.
 
-    Ctrl-C gives exit code 130, SIGTERM 143. In another checkout only the commands of ANYWHERE run: a checkout's
-    params.yaml is meant for its own code, and what is measured and registered carries its revision.
+    Ctrl-C gives exit code 130, SIGTERM 143. In another checkout only the commands of ANYWHERE run, since a checkout's
+    params.yaml is meant for its own code, and its results are registered with its own revision.
     """
 
     @functools.wraps(function)
@@ -55,7 +55,7 @@ def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Lets SIGTERM end a command as Ctrl-C does, so that no half-written file stays; once, for the end is short."""
+    """Lets the first SIGTERM end a command as Ctrl-C does, so that no half-written file stays."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -75,7 +75,7 @@ def noted(said: str, error: BaseException) -> str:
 
 
 def show(path: str | Path) -> None:
-    """Prints a path with the bytes that it has on the disk, whatever the locale, and above the progress bar if any."""
+    """Prints a path with its bytes on the disk, whatever the locale, and above a progress bar."""
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
     with tqdm.external_write_mode() if terminal else nullcontext():
         click.echo(os.fsencode(path))
@@ -100,7 +100,7 @@ def refuse_below_root() -> None:
 
 
 def name_of(bundle: str) -> str:
-    """A folder's own name, or a version's reference as one."""
+    """A name for files of a bundle: the name of its folder, or the version's reference as a file name."""
     return (
         re.sub(r"[/@]", "-", bundle.removeprefix("models:/"))
         if bundle.startswith("models:")
@@ -109,7 +109,7 @@ def name_of(bundle: str) -> str:
 
 
 def bundle_folder(bundle: str) -> Path:
-    """The bundle's folder; a version of the registry is pulled into a cache that its digest keys."""
+    """The bundle's folder; a version of the registry is first pulled into a cache, under its digest."""
     if bundle.startswith("models:") or not Path(bundle).exists():
         refuse_below_root()
     if not bundle.startswith("models:"):

@@ -8,12 +8,12 @@ from pipeline import artifacts
 from pipeline.cli.edges import bundle_folder, one_sentence, show
 from pipeline.console import progress
 
-LAST_SEED = 2**63 - 1  # torch takes twice as many, so that seed + i fits
+LAST_SEED = 2**63 - 1  # torch takes twice as many seeds, so seed + i fits
 
 
 @click.command()
 @click.argument("prompts", nargs=-1)
-@click.option("--prompts-file", type=click.Path(path_type=Path), help="A text file in UTF-8, one prompt a line.")
+@click.option("--prompts-file", type=click.Path(path_type=Path), help="A text file in UTF-8, one prompt per line.")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0, LAST_SEED), help="Image i starts from seed + i."
 )
@@ -23,32 +23,36 @@ LAST_SEED = 2**63 - 1  # torch takes twice as many, so that seed + i fits
     show_default=True,
     help="A bundle's folder, models:/name@alias or models:/name/version.",
 )
-@click.option("--teacher", help="The base model's folder  [default: the one that the bundle names]")
+@click.option("--teacher", help="The base model's folder  [default: the folder that the bundle names]")
 @click.option(
     "--out",
     default="images",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="A folder for one PNG per prompt, or a .png file: one image, or a grid of several.",
+    help="A folder for one PNG per prompt, or a .png file for one image or a grid.",
 )
-@click.option("--grid", is_flag=True, help="Write a grid beside the images in the folder too.")
+@click.option("--grid", is_flag=True, help="Also write a grid of the images into the folder.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Keep the images in the folder that were made of the same prompt, seed, bundle, base model and quantization, "
-    "as their PNG text says, and make the others.",
+    help="Keep images in the folder whose PNG text has the same prompt, seed, bundle, base model and quantization; "
+    "make the others.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Images in one forward.")
-@click.option("--offload", is_flag=True, help="One part of the model on the GPU at a time: less memory, seconds more.")
+@click.option(
+    "--offload", is_flag=True, help="One part of the model on the GPU at a time: less memory, a few seconds slower."
+)
 @click.option(
     "--quantization",
     default="none",
     show_default=True,
     type=click.Choice(["none", "int8", "fp8", "nf4"]),
-    help="Of the transformer's weights.",
+    help="Quantization of the transformer's weights.",
 )
-@click.option("--compile", "compiled", is_flag=True, help="Compile the transformer's blocks first: for many images.")
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the transformer's blocks first; pays off for many images."
+)
 @one_sentence
 def generate(
     prompts: tuple[str, ...],
@@ -67,7 +71,7 @@ def generate(
 ) -> None:
     """Generate an image per PROMPT with the base model and a slow-fast bundle.
 
-    In a folder, each image is written as soon as its batch is made, and says in its PNG text what it was made of.
+    In a folder, each image is written as soon as its batch is made; its PNG text says what it was made from.
     """
     texts = _prompts(prompts, prompts_file)
     _check_out(out, resume)
@@ -85,7 +89,7 @@ def generate(
     files = [] if one_file else [out / name for name in image_files.names(texts)]
     kept = generating.finished(origin, texts, seed, files) if resume else set()
     made: set[int] = set()
-    saving: int | None = None  # a stop can come between the last byte of a file and the note that it is there
+    saving: int | None = None  # a stop can come after a file is written, but before the file is counted
     try:
         if len(kept) < len(texts):
             backbone = backbones.load(loaded.base(teacher, quantization), device, offload=offload)
@@ -132,7 +136,7 @@ def _prompts(prompts: tuple[str, ...], prompts_file: Path | None) -> list[str]:
 
 
 def _check_out(out: Path, resume: bool) -> None:
-    """Refuses an --out at which nothing can be written, before the model is loaded."""
+    """Refuses an unusable --out before the model is loaded."""
     one_file = out.suffix == ".png"
     if out.suffix and not one_file:
         raise ValueError(f"--out must be a folder or a .png file, got {out}")

@@ -15,10 +15,12 @@ from pipeline.console import progress, set_threads
 @click.option(
     "--out", default="imported", show_default=True, type=click.Path(path_type=Path), help="The bundle's folder."
 )
-@click.option("--rule", default="official", show_default=True, help="Which steps the phases take, as partition.rule.")
+@click.option(
+    "--rule", default="official", show_default=True, help="The rule that chooses the steps, as in partition.rule."
+)
 @click.option("--slow-steps", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--fast-steps", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--strength", default=1.0, show_default=True, help="What the adapters are multiplied with.")
+@click.option("--strength", default=1.0, show_default=True, help="Factor on the adapters.")
 @click.option(
     "--path",
     default="consistent",
@@ -55,7 +57,7 @@ class _WithFormats(click.Command):
 
 @click.command(cls=_WithFormats)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--format", "name", required=True, help="What to write: a name of the table below.")
+@click.option("--format", "name", required=True, help="The format to write: a name from the table below.")
 @click.option(
     "--bundle",
     default=artifacts.BUNDLE.as_posix(),
@@ -65,11 +67,11 @@ class _WithFormats(click.Command):
 @click.option(
     "--teacher",
     type=click.Path(path_type=Path),
-    help="The base model's folder  [default: the one that the bundle names]",
+    help="The base model's folder  [default: the folder that the bundle names]",
 )
 @one_sentence
 def export(out: Path, name: str, bundle: str, teacher: Path | None) -> None:
-    """Write a bundle for other tools into OUT, a folder to make: whole or not at all. The bundle is only read."""
+    """Write a bundle for other tools into the new folder OUT, whole or not at all. The bundle is only read."""
     folder = bundle_folder(bundle)
 
     from pipeline.bundle import formats
@@ -86,7 +88,7 @@ def export(out: Path, name: str, bundle: str, teacher: Path | None) -> None:
 @one_sentence
 @in_root
 def evaluate(bundle: str, out: Path | None) -> None:
-    """Measure BUNDLE, a folder or a version, against params.yaml's teacher: what the stage does, for any pair."""
+    """Measure BUNDLE, a folder or a version, against params.yaml's teacher, as the DVC stages do for their pair."""
     out = out or Path(f"evaluation-{name_of(bundle)}")
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")

@@ -9,7 +9,7 @@ from pipeline.cli.edges import in_root, one_sentence
 
 
 @click.command()
-@click.option("--fix", is_flag=True, help="First remove what a DVC that was killed left unusable, .dvc/tmp/rwlock.")
+@click.option("--fix", is_flag=True, help="First remove a broken .dvc/tmp/rwlock that a killed DVC left.")
 @one_sentence
 @in_root
 def doctor(fix: bool) -> None:
@@ -29,20 +29,25 @@ def doctor(fix: bool) -> None:
 
 
 @click.command()
-@click.option("--all", "everything", is_flag=True, help="Also what stopped stages, pulls by name and downloads left.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Also remove what stopped stages, pulls by name and stopped downloads left.",
+)
 @one_sentence
 @in_root
 def clean(everything: bool) -> None:
-    """Empty .glance/cache: images of the bare model, which the next evaluation makes anew.
+    """Empty .glance/cache: the next evaluation makes the images of the bare model again.
 
-    With --all also .glance/checkpoints: stages that were stopped begin anew, which can cost hours. And .glance/bundles:
-    versions that a command named as models:/... are pulled anew. And .glance/downloads: downloads that were stopped
-    begin anew. The registry stays.
+    --all also empties three other folders. Without .glance/checkpoints, stopped stages start over, which can take
+    hours. Without .glance/bundles, versions named as models:/... are pulled again. Without .glance/downloads,
+    stopped downloads start over. The registry stays.
     """
     from pipeline import leftovers, rwlock
 
     if everything and (busy := rwlock.running(artifacts.dvc_root())):
-        raise ValueError(f"--all would take the checkpoints of what DVC runs ({busy}): wait for its end or stop it")
+        raise ValueError(f"--all would delete the checkpoints of a running DVC ({busy}): wait for its end or stop it")
     for name in leftovers.FOLDERS if everything else ("cache",):
         freed = leftovers.clean(name)
         click.echo(f"{freed.folder}: {freed.files} files, {freed.bytes / leftovers.GB:.3f} GB freed")
@@ -50,13 +55,13 @@ def clean(everything: bool) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs go at once.")
-@click.option("--force", is_flag=True, help="Run what is there too, every stage anew.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="How many runs at once.")
+@click.option("--force", is_flag=True, help="Run every stage again, also of finished experiments.")
 @click.option("--dry-run", is_flag=True, help="Only print the commands of DVC.")
 @one_sentence
 @in_root
 def ablate(names: tuple[str, ...], jobs: int, force: bool, dry_run: bool) -> None:
-    """Run the experiments of experiments/NAME.yaml that are not there yet, and renew docs/ablations.md."""
+    """Run the missing experiments of experiments/NAME.yaml, and renew docs/ablations.md."""
     from pipeline import ablations
 
     failed = ablations.ablate(names, jobs, force, dry_run, click.echo)

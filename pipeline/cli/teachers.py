@@ -12,7 +12,7 @@ from pipeline.cli.edges import in_root, one_sentence, show
 @one_sentence
 @in_root
 def preset(name: str) -> None:
-    """Rewrite params.yaml for the teacher of preset NAME: tiny, flux-dev or qwen-image; comments and the rest stay."""
+    """Rewrite params.yaml for the teacher of preset NAME: tiny, flux-dev or qwen-image; all else stays."""
     from pipeline import params, presets
 
     changes = presets.apply(name)
@@ -48,7 +48,7 @@ def fetch() -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @one_sentence
 def assemble(checkpoint: Path, base: Path, out: Path) -> None:
-    """Make a teacher's folder of CHECKPOINT, a transformer in one .safetensors file, and the base's other parts."""
+    """Make a teacher's folder from CHECKPOINT, a transformer in one .safetensors file, and the base's other parts."""
     from pipeline.backbones import assembling
 
     show(assembling.assemble(checkpoint, base, out))

@@ -15,14 +15,14 @@ from pipeline.cli.edges import in_root, name_of, one_sentence, show
     default=artifacts.EVALUATION,
     show_default=True,
     type=click.Path(path_type=Path),
-    help="What `glance evaluate` or `dvc repro` measured of the bundle.",
+    help="The folder of the bundle's evaluation, from `glance evaluate` or `dvc repro`.",
 )
 @one_sentence
 @in_root
 def register(bundle: Path, evaluation: Path) -> None:
     """Publish the last `dvc repro` and register its bundle as `candidate`; the same bytes make no second version.
 
-    With --bundle another pair is registered, on the strength of its own evaluation.
+    With --bundle another pair is registered, together with its own evaluation.
     """
     from pipeline import params
     from pipeline.registry import registering
@@ -37,16 +37,16 @@ def register(bundle: Path, evaluation: Path) -> None:
     "--require",
     multiple=True,
     metavar="BENCHMARK=SHARE",
-    help="Also refuse it where it keeps less of the teacher's score in an official benchmark, such as geneval=0.95.",
+    help="Also require a retention in an official benchmark, such as geneval=0.95.",
 )
-@click.option("--force", is_flag=True, help="Promote it whatever its retention is.")
+@click.option("--force", is_flag=True, help="Promote the version whatever its retention is.")
 @one_sentence
 @in_root
 def promote(reference: str | None, require: tuple[str, ...], force: bool) -> None:
     """Make a version the `champion`.
 
-    REFERENCE is models:/name@alias, models:/name/version or a version number; without it the candidate is meant. It is
-    refused below register.min_retention of params.yaml.
+    REFERENCE is models:/name@alias, models:/name/version or a version number; the default is the candidate. A version
+    with a retention below register.min_retention of params.yaml is refused.
     """
     from pipeline import params
     from pipeline.registry import promoting, references
@@ -73,7 +73,7 @@ def pull(reference: str, out: Path | None) -> None:
 
 
 def _required(texts: tuple[str, ...]) -> dict[str, float]:
-    """The least retention by benchmark, of texts such as geneval=0.95."""
+    """The least retention by benchmark, from texts such as geneval=0.95."""
     found = {}
     for text in texts:
         name, _, share = text.partition("=")

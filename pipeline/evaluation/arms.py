@@ -27,7 +27,7 @@ class Conditions:
         teacher_scale: The teacher's true_cfg_scale.
         student_scale: The student's true_cfg_scale.
         rivals: The rivals that have adapters, by their names in `RIVALS`.
-        swaps: Arms that use the pair's adapters otherwise.
+        swaps: Arms that use the pair's adapters in other phases, by name.
     """
 
     schedule: Schedule
@@ -74,7 +74,7 @@ class Arm:
 
     @property
     def workload(self) -> tuple[int, tuple[int | None, ...]]:
-        """What its cost depends on: forwards per step, and which steps share an adapter, numbered as they appear."""
+        """What the arm's cost depends on: forwards per step, and each step's adapter, numbered as they appear."""
         places: dict[str | None, int] = {
             name: place for place, name in enumerate(dict.fromkeys(filter(None, self.plan.adapters)))
         }
@@ -83,7 +83,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class ShownArm:
-    """An arm as scores, tables and the report know it; its title and its question are those of its recipe."""
+    """An arm as scores, tables and the report show it; the title and the question are those of the arm's recipe."""
 
     name: str
     steps: int
@@ -106,21 +106,21 @@ class ShownArm:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How an arm is built: where its steps lie, how they are guided, which adapters act."""
+    """How an arm is built: its noise levels, its guidance and its adapters."""
 
     name: str
     title: str
     question: str
     scale: Callable[[Conditions], float]
-    """Its true_cfg_scale."""
+    """The arm's true_cfg_scale."""
     levels: Callable[[Conditions], Sequence[float]] | None = None
     """Base levels of the bare backbone; None = the student's own plan, with adapters."""
     adapters: tuple[str, str] | None = None
-    """What acts in the slow and in the fast steps of the student's plan."""
+    """The active adapters in the slow and in the fast steps of the student's plan."""
 
 
 def _even(steps: Callable[[Conditions], int]) -> Callable[[Conditions], Sequence[float]]:
-    """Evenly spaced base levels, what the stock pipelines do for num_inference_steps."""
+    """Evenly spaced base levels, as the stock pipelines have them for num_inference_steps."""
     return lambda conditions: base_levels(steps(conditions)).tolist()
 
 
@@ -170,7 +170,7 @@ BASES = (
         scale=_teacher_scale,
     ),
 )
-"""The bare backbone, in every evaluation."""
+"""Arms of the bare backbone; every evaluation has them."""
 
 STUDENT = Recipe(
     name=PRODUCT,
@@ -203,11 +203,11 @@ SWAPS = (
         adapters=("fast", "slow"),
     ),
 )
-"""The pair's adapters in other places: the choices of evaluation.swaps."""
+"""Arms with the pair's adapters in other phases: the choices of evaluation.swaps."""
 
 
 def recipes() -> list[Recipe]:
-    """Every arm that there is, in the order of the tables; those of the rivals run as the student does."""
+    """Every possible arm, in the order of the tables; the rivals' arms run with the student's plan and scale."""
     rivals = [
         Recipe(name=name, title=rival.title, question=rival.question, scale=_student_scale, adapters=rival.adapters)
         for name, rival in RIVALS.items()
@@ -232,7 +232,7 @@ def build(conditions: Conditions) -> list[Arm]:
 
 
 def check_swaps(swaps: Sequence[str]) -> None:
-    """Raises ValueError unless each of these arms is one that uses the pair's adapters otherwise."""
+    """Raises ValueError unless each name is that of an arm in `SWAPS`."""
     for name in swaps:
         names.check("evaluation.swaps", name, [recipe.name for recipe in SWAPS], "be among")
 

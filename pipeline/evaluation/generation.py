@@ -16,14 +16,14 @@ from pipeline.progress import Progress
 def generate(given: Inputs, folder: Path, progress: Progress) -> None:
     """Writes the images of every arm on the same prompts from the same noise, whole or not at all.
 
-    Each shard of each arm is cached when it is done: a killed generation goes on from its last shard, and another
-    evaluation makes only what it does not share with earlier ones. Of those the least recently used go where all are
-    more than `runtime.cache_limit_gb`.
+    Each finished shard of each arm is cached. So a killed generation continues after its last finished shard, and an
+    evaluation makes only the shards that no earlier one has made. When the cache exceeds `runtime.cache_limit_gb`, the
+    least recently used shards of earlier evaluations are deleted.
 
     Args:
         given: What the arms are made of.
-        folder: Where the images go; what lies there is replaced.
-        progress: Shows how far it is.
+        folder: Where the images go; its earlier content is replaced.
+        progress: Shows the progress.
 
     Raises:
         ValueError: As `Inputs.load` does.

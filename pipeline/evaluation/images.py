@@ -1,4 +1,4 @@
-"""artifacts/images: the images of every arm, and a list of what they show and what made them.
+"""artifacts/images: the images of every arm, and an index of their prompts, seeds and origin.
 
 index.json               the arms, the prompts and seeds of each shard, digests of what made the images
 <arm>/prompts-00000.zip  one image per prompt
@@ -27,15 +27,15 @@ class Origin:
     """What made the images.
 
     Attributes:
-        teacher_digest: Of the transformer and what is fused into it.
-        bundle_digest: Of the pair.
-        adapter_digests: Of each adapter's file.
+        teacher_digest: Digest of the transformer and of the LoRAs fused into it.
+        bundle_digest: Digest of the pair.
+        adapter_digests: Digest of each adapter's file.
         path: How the student's latents move, one of `stepping.PATHS`.
-        versions: Of the packages.
+        versions: Versions of the packages.
         schedule: Base levels to sigmas, at the resolution of the images.
         teacher_steps: Steps of the teacher.
         slow_steps: Teacher steps at which the student's slow steps start.
-        fast_steps: Teacher steps at which its fast steps start.
+        fast_steps: Teacher steps at which the student's fast steps start.
     """
 
     teacher_digest: str
@@ -54,12 +54,12 @@ class ImageSet:
     """The images of one evaluation on disk.
 
     Attributes:
-        folder: Where they lie.
-        arms: In the order of the tables.
-        draws: What every arm made.
+        folder: Where the images lie.
+        arms: The arms, in the order of the tables.
+        draws: The prompts and seeds of every arm.
         height: Pixels.
         width: Pixels.
-        origin: What made them.
+        origin: What made the images.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ class ImageSet:
 
     @property
     def seed(self) -> int:
-        """Of the first prompt's image; the others count on from it."""
+        """The seed of the first prompt's image; the seeds of the others count on from it."""
         return self.draws.prompts[0].seeds[0]
 
     def images(self, arm: Arm | ShownArm, shard: Shard) -> np.ndarray:
@@ -99,7 +99,7 @@ class ImageSet:
 
         Raises:
             FileNotFoundError: There is no index.
-            ValueError: The index is incomplete, or another version's.
+            ValueError: The index is incomplete, or of another version.
         """
         file = folder / INDEX
         content = artifacts.read_json(file)
@@ -115,7 +115,7 @@ class ImageSet:
             origin = Origin(**content["origin"] | {"schedule": Schedule(**content["origin"]["schedule"])})
             return cls(folder, shown, draws, content["height"], content["width"], origin)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} is not a list of images ({error}): make them anew, with `dvc repro`") from error
+            raise ValueError(f"{file} is not a list of images ({error}): run `dvc repro` to make them again") from error
 
 
 def index(arms: Sequence[Arm], draws: Draws, height: int, width: int, origin: Origin) -> dict:

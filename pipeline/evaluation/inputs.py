@@ -30,13 +30,13 @@ IMAGE_CODE = (
     "pipeline/flow/*.py",
     "pipeline/styles.py",
 )
-"""The code that the bytes of an image depend on, with the file of the teacher's family: what `sampler` imports, but for
-what only gives it numbers."""
+"""The code that the bytes of an image depend on, together with the file of the teacher's family. This code is all that
+`sampler` imports, except modules that only pass numbers to it."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which pair an evaluation measures, beside which controls.
+    """The pair and the controls that an evaluation measures.
 
     Attributes:
         bundle: The folder of the pair.
@@ -57,7 +57,7 @@ class Source:
 
 
 def of_stages(params: Params) -> Source:
-    """What the stages before the evaluation wrote.
+    """The pair and the controls that the earlier stages wrote.
 
     Raises:
         ValueError: A control is unknown.
@@ -66,7 +66,7 @@ def of_stages(params: Params) -> Source:
 
 
 def of_bundle(params: Params, folder: Path) -> Source:
-    """A pair that lies anywhere, beside the controls that are there and run as it does.
+    """A pair in any folder, with this project's trained controls if they run in the same way as the pair.
 
     Raises:
         ValueError: The folder holds no bundle, or a control is unknown.
@@ -82,20 +82,20 @@ def of_bundle(params: Params, folder: Path) -> Source:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the arms are made of, and where it comes from; the model itself is loaded when it is first needed.
+    """What the arms are made of, with digests of its origin; the model itself is loaded at its first use.
 
     Attributes:
         params: All parameters.
         bundle: The pair.
         prompts: Held-out prompts.
-        arms: What is compared.
+        arms: The compared arms.
         schedule: Base levels to sigmas, at the evaluated resolution.
         states: Every adapter with folded scale, by name.
         adapter_digests: Digest of each adapter's file.
-        teacher_digest: Of the transformer and what is fused into it.
-        bundle_digest: Of the bundle.
-        origin: What an image of the bare backbone depends on besides its noise levels, prompt and seed.
-        load: Loads the teacher, whole; raises ValueError if an adapter does not fit it.
+        teacher_digest: Digest of the transformer and of the LoRAs fused into it.
+        bundle_digest: Digest of the bundle.
+        origin: What an image of the bare backbone depends on, besides noise levels, prompt and seed.
+        load: Loads the whole teacher; raises ValueError if an adapter does not fit the teacher.
     """
 
     params: Params
@@ -112,7 +112,7 @@ class Inputs:
 
     @cached_property
     def sampler(self) -> Sampler:
-        """Makes the images of the arms; asking for it loads the model."""
+        """Makes the images of the arms; the first access loads the model."""
         teacher, backbone = self.params.teacher, self.load()
         return Sampler(
             backbone,
@@ -126,11 +126,11 @@ class Inputs:
 
 
 def read(params: Params, source: Source) -> Inputs:
-    """Reads a pair, its controls and what is small of its teacher.
+    """Reads a pair, its controls, the prompts, and the teacher's configuration without its weights.
 
     Raises:
-        ValueError: If an artifact is missing or broken, or the bundle belongs to another teacher or was made for
-            another way to run it; or the prompts are missing or too few.
+        ValueError: If an artifact is missing or broken, the bundle was made for another teacher or for other settings
+            of the teacher, or the prompts are missing or too few.
     """
     bundle, teacher, settings = Bundle.load(source.bundle), params.teacher, params.evaluation
     teacher_digest = backbones.digest(teacher.path, teacher.loras)
@@ -160,7 +160,7 @@ def read(params: Params, source: Source) -> Inputs:
     def load() -> Backbone:
         backbone = backbones.load(teacher.base, params.runtime.device, offload=params.runtime.offload)
         shapes = adapters.linear_shapes(backbone.transformer)
-        for name, state in states.items():  # now, not after the teacher's images
+        for name, state in states.items():  # before the teacher's images are made
             adapters.check(state, shapes, str(files[name]), f"the transformer of {teacher.path}")
         return backbone
 
@@ -206,13 +206,13 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _run_alike(own: Bundle, other: Bundle) -> bool:
-    """Whether two pairs are run in the same way: controls trained beside one are then controls of the other."""
+    """Whether two pairs run in the same way, so that the controls of one can serve the other."""
     labels = ("folder", "base_model", "base_license", "rank")
     return replace(own, **{name: getattr(other, name) for name in labels}) == other
 
 
 def _check_alike(params: Params, bundle: Bundle) -> None:
-    """The arms share resolution, texts and the number of teacher steps: the student must be made for those."""
+    """Raises ValueError unless the pair was made for the settings of the teacher that all arms share."""
     teacher = params.teacher
     for key, made_for, got in (
         ("height", bundle.height, teacher.height),

@@ -1,4 +1,4 @@
-"""How long an image takes. All works are timed in one run, interleaved, so that a slow minute hits them alike."""
+"""How long an image takes. All works are timed in one run and take turns, so that a slow minute affects all alike."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Work:
     """A way from prompts to images, in the three parts that are timed.
 
     Attributes:
-        prepare: Untimed; called once in each round, such as to put the arm's weights in place.
-        encode: Repeat index to the text conditioning.
-        loop: Conditioning to latents, the denoising steps alone.
-        decode: Latents to images.
+        prepare: Called once in each round and not timed, for example to activate the arm's adapters.
+        encode: Maps the index of the repeat to the text conditioning.
+        loop: Maps the conditioning to latents: the denoising steps alone.
+        decode: Maps latents to images.
     """
 
     prepare: Callable[[], None]
@@ -42,13 +42,13 @@ def measure(
 ) -> dict[str, Latency]:
     """Times every work `repeats` times, each time right after an untimed run of the same work.
 
-    So the times are those of an image in a series, not of the first one after another arm's: what an arm takes anew is
-    in no cache, and would weigh more the fewer forwards there are.
+    The untimed run fills the caches, so the times are those of an image in a series. Without it a switch of arms would
+    start with cold caches, which costs an arm of few forwards relatively more.
 
     Args:
         works: By name.
         repeats: Rounds, at least 1; each starts with another work.
-        clock: Seconds, after waiting for the device to finish what it was given.
+        clock: Gives the seconds, after the device has finished its queued work.
         on_repeat: Called after each round.
 
     Raises:

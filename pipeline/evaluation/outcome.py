@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics.json and latency.json, read as one."""
+"""The results of an evaluation: metrics.json and latency.json, read as one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from pipeline.artifacts import EVALUATION, LATENCY, read_json
 
 MEASURED = (("bundle_digest", "bundle"), ("teacher_digest", "base model"))
-"""The keys that say what was measured, and the words for it."""
+"""Keys whose values must agree in both files, and the words for them in messages."""
 
 
 def latency_file(evaluation: Path) -> Path:
-    """Where the times of an evaluation lie: apart for the pipeline's own, beside metrics.json in any other folder."""
+    """The latency.json of an evaluation: in a folder of its own for the pipeline's, else beside metrics.json."""
     return LATENCY if evaluation.resolve() == EVALUATION.resolve() else evaluation / "latency.json"
 
 
@@ -23,7 +23,7 @@ def read(evaluation: Path) -> dict:
 
     Raises:
         FileNotFoundError: There is no metrics.json.
-        ValueError: A file is no JSON, the times are missing, or the two files are not of the same arms and models.
+        ValueError: A file is no JSON, the times are missing, or the two files measure different arms or models.
     """
     metrics, file = read_json(evaluation / "metrics.json"), latency_file(evaluation)
     if file.is_file():
@@ -40,10 +40,10 @@ def together(metrics: Mapping, latency: Mapping, file: Path = LATENCY) -> dict:
     Args:
         metrics: What `evaluate` wrote.
         latency: What `time_arms` wrote.
-        file: Its place, for messages.
+        file: The path of latency.json, for messages.
 
     Raises:
-        ValueError: The times are those of other arms or models.
+        ValueError: The two files measure different arms or models.
     """
     for key, what in MEASURED:
         if latency.get(key) != metrics.get(key):

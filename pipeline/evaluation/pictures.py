@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-THUMBNAIL = 256  # pixels a side; larger images are reduced to it in the report and the grid
-SMALL = 128  # pixels a side, up to which images are stored without loss and shown enlarged by whole pixels
+THUMBNAIL = 256  # pixels a side; larger images are reduced to this size in the report and the grid
+SMALL = 128  # pixels a side; images up to this size are stored without loss and enlarged by a whole factor
 TILE = 128  # pixels a side of an image in the grid
 GAP = 10  # pixels between images in the grid
 TEXT = 26  # pixels of a caption line
@@ -21,7 +21,7 @@ INK, PAPER, GOOD, BAD = (28, 27, 26), (251, 250, 248), (15, 123, 82), (190, 40, 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt across arms: an image and a verdict for each, the verdicts None where no checker reads them."""
+    """One prompt across arms: an image and a verdict per arm. `verdicts` is None if no checker reads the images."""
 
     caption: str
     images: list[np.ndarray]
@@ -84,7 +84,7 @@ def _tile(image: np.ndarray) -> Image.Image:
 
 
 def _mark(draw: ImageDraw.ImageDraw, x: int, y: int, passed: bool) -> None:
-    """A tick or a cross on a disc: shape and colour say the same."""
+    """A tick or a cross on a disc, told apart by shape and by colour."""
     draw.ellipse((x - 9, y - 9, x + 9, y + 9), GOOD if passed else BAD, PAPER)
     if passed:
         draw.line([(x - 4, y), (x - 1, y + 4), (x + 5, y - 4)], PAPER, 2)

@@ -1,4 +1,4 @@
-"""One whole evaluation of any pair, as the stages do it for the pipeline's own."""
+"""A whole evaluation of any pair, with the same steps as the DVC stages take for the pipeline's own pair."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.progress import Progress
 def evaluate(params: Params, source: Source, folder: Path, progress: Progress) -> None:
     """Compares a pair with its teacher and its rivals; writes scores, times, tables, pictures and the report.
 
-    The images themselves stay in the cache alone.
+    The images are kept only in the cache.
 
     Args:
         params: All parameters.
         source: The pair.
         folder: Where the files go.
-        progress: Shows how far it is.
+        progress: Shows the progress.
 
     Raises:
         ValueError: As `inputs.read` and `Inputs.load` do.

@@ -1,4 +1,4 @@
-"""Makes the images of an arm from one backbone. What this module imports is what the bytes of an image depend on."""
+"""Makes the images of an arm from one backbone. An image's bytes depend only on this module and its imports."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.evaluation.weights import ArmWeights
 from pipeline.flow import guidance, sampling
 
-if TYPE_CHECKING:  # which arms there are changes no image
+if TYPE_CHECKING:  # for types only: the list of arms changes no image
     from pipeline.evaluation.arms import Arm
     from pipeline.evaluation.samples import Shard
 
-DECODED_AT_ONCE = 16  # images; of 64 at once the small VAE's activations leave the cache: a third to two thirds slower
+DECODED_AT_ONCE = 16  # images; with 64 the small VAE's activations exceed the CPU cache: 1/3 to 2/3 slower
 
 
 @dataclass(frozen=True)
 class Prompted:
-    """Text conditioning of a batch; `negative`, one row, only for a guided arm."""
+    """Text conditioning of a batch; `negative` has one row, and is None for an unguided arm."""
 
     positive: Conditioning
     negative: Conditioning | None
@@ -64,7 +64,7 @@ class Sampler:
         self._negative: Conditioning | None = None
 
     def encode(self, arm: Arm, prompts: Sequence[str]) -> Prompted:
-        """The conditioning that an arm's forwards read, both texts for a guided arm."""
+        """The conditioning of an arm's forwards; a guided arm also gets that of the negative prompt."""
         positive = self._encode(prompts)
         if guidance.forwards(arm.true_cfg_scale) == 1:
             return Prompted(positive, None)
@@ -75,7 +75,7 @@ class Sampler:
             return self.backbone.encode(list(prompts), self.max_sequence_length)
 
     def _remembered(self, arm: Arm, prompts: tuple[str, ...]) -> Prompted:
-        """As `encode`, each text once for all arms that make the same shard: the encoders need not come back."""
+        """As `encode`, but encodes a shard's prompts once for all arms, so that offloaded encoders are loaded once."""
         if self._last is None or self._last[0] != prompts:
             self._last = prompts, self._encode(prompts)
         if guidance.forwards(arm.true_cfg_scale) == 1:
@@ -85,11 +85,11 @@ class Sampler:
         return Prompted(self._last[1], self._negative)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Where the arms start, (B, T, C); depends on the seeds alone."""
+        """The initial noise of all arms, (B, T, C); the noise depends on the seeds alone."""
         return self.backbone.noise(list(seeds), self.height, self.width)
 
     def denoise(self, arm: Arm, prompted: Prompted, noise: Tensor) -> Tensor:
-        """The denoising loop of an arm whose adapters `weights` holds, (B, T, C) to (B, T, C)."""
+        """The denoising loop of an arm, (B, T, C) to (B, T, C); `weights` must hold the arm's adapters."""
         with torch.inference_mode():
             velocity = base.guided(
                 self.backbone,

@@ -1,4 +1,4 @@
-"""What every arm makes, shard by shard, and the cache that keeps the shards of all evaluations on disk."""
+"""The prompts and seeds of every arm, cut into shards, and the cache of images on disk for all evaluations."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Shard:
 
 
 def shards(prompts: Sequence[str], seeds: Sequence[int], size: int) -> list[Shard]:
-    """Cuts prompts and their seeds into shards of `size`, the last one what is left."""
+    """Cuts prompts and their seeds into shards of `size`; the last shard holds the rest."""
     rows = list(zip(prompts, seeds, strict=True))
     return [Shard(*map(tuple, zip(*rows[i : i + size], strict=True))) for i in range(0, len(rows), size)]
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What every arm makes.
+    """The prompts and seeds of every arm.
 
     Attributes:
         prompts: Shards of one image per prompt; image i starts from the noise of seed + i.
-        seeds: Shards of whole prompts with `seeds_per_prompt` images each, from the seeds after those.
+        seeds: Shards of whole prompts with `seeds_per_prompt` images each; their seeds follow those of `prompts`.
         seeds_per_prompt: Images per prompt for seed diversity.
     """
 
@@ -58,9 +58,9 @@ def draws(prompts: Sequence[str], seed: int, batch: int, diversity_prompts: int,
 
     Args:
         prompts: Held-out prompts.
-        seed: Of the first image.
+        seed: Seed of the first image.
         batch: Images made together.
-        diversity_prompts: Prompts whose seeds are compared, evenly spread over the list; all where it is shorter.
+        diversity_prompts: How many prompts get several seeds, evenly spread over the list; all if the list is shorter.
         diversity_seeds: Images per prompt for seed diversity.
 
     Raises:
@@ -82,11 +82,11 @@ def draws(prompts: Sequence[str], seed: int, batch: int, diversity_prompts: int,
 Images = Callable[[ShownArm, Shard], np.ndarray]
 """A shard's images of an arm, uint8 (B, H, W, 3)."""
 Making = Callable[[Arm, Shard], np.ndarray]
-"""What makes them."""
+"""Makes a shard's images of an arm."""
 
 
 def pick(images: Images, arm: ShownArm, among: Sequence[Shard], indices: Sequence[int]) -> list[np.ndarray]:
-    """The images of single prompts, uint8 (H, W, 3) each, in the order of `indices` into the prompts of `among`."""
+    """The images of single prompts, uint8 (H, W, 3) each; `indices` count the prompts of `among` over all shards."""
     starts = np.cumsum([0, *(len(shard.prompts) for shard in among)])
     places = [int(np.searchsorted(starts, index, side="right")) - 1 for index in indices]
     found: dict[int, np.ndarray] = {}
@@ -97,10 +97,10 @@ def pick(images: Images, arm: ShownArm, among: Sequence[Shard], indices: Sequenc
 
 
 class ImageCache:
-    """A cache of images, one file for a shard of an arm, named by what its content depends on.
+    """A cache of images, one file per arm and shard, named by a digest of all that its content depends on.
 
-    A file is written whole, so a generation that was killed continues after its last shard. Another evaluation finds
-    what it shares with earlier ones: all arms of the bare backbone, and those of adapters that did not change.
+    A file is written whole, so a killed generation continues after its last finished shard. An evaluation reuses the
+    shards that it shares with earlier ones: all arms of the bare backbone, and arms whose adapters did not change.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class ImageCache:
         """
         Args:
             make: Makes a shard's images.
-            origin: What images of the bare backbone depend on besides the arm and the shard, in JSON's types.
+            origin: What images of the bare backbone depend on, besides arm and shard, in JSON's types.
             adapter_digests: Digest of each adapter's weights.
             folder: Where the files lie; None = under `$DVC_ROOT/.glance/cache`.
 
-        `used` gathers the files that were asked for.
+        `used` collects the files that were requested.
         """
         self.make = make
         self.origin = origin
@@ -135,11 +135,11 @@ class ImageCache:
         return self.folder / f"{artifacts.digest_of(content)}.zip"
 
     def file(self, arm: Arm, shard: Shard) -> Path:
-        """The file of a shard's images; they are made if it is missing or damaged."""
+        """The file of a shard's images; a missing or damaged file is made first."""
         path = self.path(arm, shard)
         self.used.add(path)
         if image_archives.intact(path, shard.seeds):
-            os.utime(path)  # the cache drops what was not used for longest
+            os.utime(path)  # the cache deletes the least recently used files
         else:
             image_archives.pack(path, self.make(arm, shard), shard.seeds)
         return path

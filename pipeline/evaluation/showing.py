@@ -20,13 +20,13 @@ Passed = Mapping[str, np.ndarray | None]
 
 
 def titles(images: ImageSet, names: Sequence[str]) -> list[str]:
-    """What stands over the images of some arms."""
+    """The headings over the images of the named arms."""
     by_name = {arm.name: arm for arm in images.arms}
     return [f"{by_name[name].title}\n{by_name[name].nfe} forwards" for name in names]
 
 
 def side_by_side(images: ImageSet, passed: Passed, count: int) -> list[Row]:
-    """Up to `count` prompts, evenly taken from the list, across the arms of SIDE_BY_SIDE."""
+    """Up to `count` prompts, evenly spaced in the list, across the arms of SIDE_BY_SIDE."""
     total = len(images.prompts)
     chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
     return _rows(images, passed, SIDE_BY_SIDE, chosen)

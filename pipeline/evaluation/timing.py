@@ -37,7 +37,7 @@ class Timing:
 
     @cached_property
     def timed_as(self) -> dict[str, str]:
-        """Arms that do an earlier one's work, step by step and with adapters of its shapes, to the name of that one."""
+        """Maps each arm to the earlier arm of the same work: equal forwards per step, and adapters of equal shapes."""
         first: dict[str, str] = {}
         timed_as: dict[str, str] = {}
         for arm in self.given.arms:
@@ -62,13 +62,13 @@ class Timing:
         return latencies
 
     def works(self, batch: int) -> dict[str, Work]:
-        """What is timed, by arm."""
+        """The work of each timed arm, by its name."""
         sampler, prompts, seed = self.given.sampler, self.given.prompts, self.given.params.evaluation.seed
         noise = sampler.noise(range(seed, seed + batch))
 
         def encode(arm: Arm, n: int) -> Prompted:
             prompted = sampler.encode(arm, [prompts[(n + i) % len(prompts)] for i in range(batch)])
-            _ = sampler.backbone.transformer  # where parts are moved in and out, that is no time of the loop
+            _ = sampler.backbone.transformer  # with offloading, loads the transformer before the timed loop
             return prompted
 
         def work(arm: Arm) -> Work:
@@ -88,7 +88,7 @@ def time_arms(given: Inputs, file: Path, progress: Progress) -> None:
     Args:
         given: What the arms are made of.
         file: Where the times go.
-        progress: Shows how far it is.
+        progress: Shows the progress.
 
     Raises:
         ValueError: As `Inputs.load` does.
@@ -133,6 +133,6 @@ def row(arm: str, latencies: Mapping[int, Mapping[str, Latency]]) -> dict[str, f
 
 
 def describe(device: torch.device, dtype: torch.dtype, offload: bool = False) -> str:
-    """What times were taken on, in words."""
+    """The device, dtype and offloading of a timing, in words."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return f"{name}, {str(dtype).removeprefix('torch.')}" + (", parts moved in and out" if offload else "")

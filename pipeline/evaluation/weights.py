@@ -1,4 +1,4 @@
-"""The adapters that the arms use, on the backbone for one arm at a time; fused into its weights where they can be."""
+"""Puts the adapters of one arm at a time on the backbone, fused into its weights where possible."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.adapters.switching import prepare
 
 
 class ArmWeights:
-    """The current arm's adapters, as full weights: a student's forward then costs what a bare one does.
+    """The current arm's adapters as full weights, so that a student's forward costs the same as a bare one.
 
-    Holds the adapters of one arm only: with the base, two or three copies of the adapted weights, however many arms.
-    On a quantised base they are low-rank modules.
+    Holds the adapters of one arm only. With the base, these are two or three copies of the adapted weights, however
+    many arms there are. On a quantised base the adapters stay low-rank modules.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class ArmWeights:
         Args:
             transformer: The bare backbone.
             states: Adapters with folded scale, by name.
-            home: Where weights wait that are not at work; None = where the transformer is.
+            home: Device of the inactive weights; None = the device of the transformer.
         """
         self.transformer = transformer
         self.home = home
@@ -36,7 +36,7 @@ class ArmWeights:
         self.phases = prepare(transformer, {})
 
     def hold(self, adapters: Iterable[str | None]) -> None:
-        """Fuses the adapters of an arm and lets go of the others; the bare weights are in place afterwards.
+        """Fuses the adapters of an arm and drops the others; afterwards the bare weights are active.
 
         Raises:
             ValueError: If an adapter is unknown.
@@ -52,5 +52,5 @@ class ArmWeights:
             self.held = names
 
     def select(self, name: str | None) -> None:
-        """Puts a held adapter's weights in place, by reference; None is the bare backbone."""
+        """Activates a held adapter's weights, by reference; None activates the bare backbone."""
         self.phases.select(name)

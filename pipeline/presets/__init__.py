@@ -1,4 +1,4 @@
-"""Presets: params.yaml for a teacher, with the reason for every value in the preset's own file."""
+"""Presets: values of params.yaml for a teacher; the preset's own file gives the reason for each value."""
 
 import json
 import re
@@ -14,11 +14,11 @@ from pipeline.artifacts import atomic_file, read_text
 from pipeline.names import meant
 
 Change = tuple[str, Any, Any]
-"""(section.key, value before, value after)"""
+"""(section.key, value before, value after)."""
 
 
 def names() -> list[str]:
-    """The presets that the package brings."""
+    """The names of the presets in this package."""
     return sorted(file.name.removesuffix(".yaml") for file in files(__name__).iterdir() if file.name.endswith(".yaml"))
 
 
@@ -30,11 +30,11 @@ def apply(name: str, path: str | Path = "params.yaml") -> list[Change]:
         path: The parameter file.
 
     Returns:
-        What changed; an empty list leaves the file as it is.
+        The changes; if there are none, the file stays unchanged.
 
     Raises:
-        ValueError: There is no such preset; the file is missing, or not valid before or after the change; a value that
-            changes does not stand on one line.
+        ValueError: The preset is unknown; the file is missing, or is invalid before or after the change; or a value to
+            change is not on one line.
     """
     if name not in names():
         raise ValueError(f"the preset must be one of {', '.join(names())}, got {name}{meant(name, names())}")
@@ -72,7 +72,7 @@ def _read(text: str) -> Any:
 
 
 def _comment_column(text: str) -> int:
-    """The column at which most comments behind a value start."""
+    """The column at which most comments after a value start."""
     starts = [match.end(1) for match in re.finditer(r"^( *\w+: .*? +)#", text, re.MULTILINE)]
     columns = [start - text.rfind("\n", 0, start) - 1 for start in starts]
     return statistics.mode(columns) if columns else 0
@@ -91,7 +91,7 @@ def _plain(value: str | list[str]) -> str:
 
 
 def _check(text: str, content: Any, changes: list[tuple[str, str, Any]], path: str | Path) -> None:
-    """The new text must say what the old one said, but for the changes."""
+    """Raises ValueError unless the new text has the old values except for the changes."""
     expected = {section: dict(values) for section, values in content.items()}
     for section, key, value in changes:
         expected[section][key] = value

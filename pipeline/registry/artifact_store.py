@@ -14,12 +14,12 @@ def access(uri: str, place: str, done: str) -> Iterator[Any]:
     """The artifact repository at a place.
 
     Args:
-        uri: Of the tracking store that the artifacts belong to.
-        place: The URI of their folder.
-        done: What is to be done with the artifacts, "written" or "read".
+        uri: URI of the tracking store that the artifacts belong to.
+        place: URI of the folder of the artifacts.
+        done: The intended access, "written" or "read", for messages.
 
     Raises:
-        ConnectionError: It cannot be done; the message names the place.
+        ConnectionError: The access fails; the message names the place.
         OSError: The disk is full.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -33,7 +33,7 @@ def access(uri: str, place: str, done: str) -> Iterator[Any]:
         raise refusals.missing(f"the artifact store {shown}", error) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # the full disk is another trouble than the store
+            raise  # a full disk is no fault of the store
         advice = "let this user read and write there" if folder else "check its address and your credentials"
         raise ConnectionError(
             f"the artifact store {folder or shown} cannot be {done} ({refusals.reason(error)}): {advice}"

@@ -1,4 +1,4 @@
-"""Records official benchmarks: a run for each below the pair's own, and what the pair keeps as tags of its version."""
+"""Records official benchmarks in MLflow: a child run of the pair's run for each, and tags of the pair's version."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +16,9 @@ FILES = ("table.csv", "report.html")
 
 
 def record(params: Params, results: Path) -> list[str]:
-    """Writes what `glance benchmark collect` found into MLflow.
+    """Writes the results of `glance benchmark collect` into MLflow.
 
-    The version is tagged `<benchmark>.retention` with what the pair keeps of the teacher's score in the first metric,
+    The version is tagged with `<benchmark>.retention` (the retention in the first metric),
     `<benchmark>.<metric>.retention` for each metric, and `<benchmark>.prompts`.
 
     Args:
@@ -53,7 +53,7 @@ def record(params: Params, results: Path) -> list[str]:
 
 
 def tags_of(name: str, content: Mapping) -> dict[str, str]:
-    """The tags of a version for one benchmark's content of metrics.json."""
+    """The tags of a version for one benchmark; `content` is the benchmark's part of metrics.json."""
     kept = {
         metric: row["retention"]
         for metric, row in content["arms"].get(PRODUCT, {}).items()
@@ -67,14 +67,14 @@ def tags_of(name: str, content: Mapping) -> dict[str, str]:
 
 
 def check(version: Version, required: Mapping[str, float]) -> None:
-    """Refuses a version that keeps less of a benchmark's score than is required.
+    """Refuses a version whose retention in a benchmark is lower than required.
 
     Args:
         version: The version, with its tags.
         required: The least retention by benchmark, or by `<benchmark>.<metric>`.
 
     Raises:
-        ValueError: A benchmark was not recorded for this version, or the version keeps less.
+        ValueError: A benchmark was not recorded for this version, or its retention is too low.
     """
     for name, least in required.items():
         kept = version.tags.get(f"{name}.retention")

@@ -1,7 +1,7 @@
-"""Opens an MLflow store, and says in one sentence why it cannot be opened.
+"""Opens an MLflow store, or says in one sentence why the store cannot be opened.
 
 A store is sqlite under `$DVC_ROOT/.glance` unless MLFLOW_TRACKING_URI names another. MLflow is imported on the first
-connection: it costs more than a second.
+connection, since the import takes more than a second.
 """
 
 import logging
@@ -17,7 +17,7 @@ from pipeline.registry.refusals import one_sentence
 from pipeline.registry.runs import Runs
 from pipeline.registry.versions import Versions
 
-PING_S = 5.0  # seconds a server has to answer at all
+PING_S = 5.0  # seconds within which a server must answer
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes when a server is down
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -41,18 +41,18 @@ def connect(uri: str | None = None) -> Store:
     """Opens the store, and makes it if it is a sqlite file that is not there yet.
 
     Raises:
-        ConnectionError: The URI names no store that lasts, nobody answers there, the database cannot be opened or is
-            another MLflow's, a database's driver is not installed, or the store refuses.
+        ConnectionError: The URI names no lasting store, no server answers, the database cannot be opened or has the
+            tables of another MLflow, a database's driver is not installed, or the store refuses.
     """
     uri = places.anchored(uri) if uri else tracking_uri()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the run that is meant
+    os.environ.pop("MLFLOW_RUN_ID", None)  # this variable would override the run ids that are passed
     if uri.startswith(("http://", "https://")):
         _ping(uri)
     for noisy in ("alembic", "mlflow.tracking", "mlflow.system_metrics"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
     with locked():
         client = _open(uri)
     return Store(
@@ -67,9 +67,9 @@ def _ping(uri: str) -> None:
     import requests  # mlflow's own client library, with its proxies and certificates
 
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=PING_S)  # any answer will do: a login page is alive too
+        requests.get(f"{uri.rstrip('/')}/health", timeout=PING_S)  # any answer will do, even a login page
     except requests.exceptions.SSLError:
-        pass  # somebody answered; mlflow has its own settings for certificates
+        pass  # a server answered; mlflow has its own settings for certificates
     except requests.exceptions.RequestException as error:
         raise ConnectionError(
             f"no MLflow server answers at {public_uri(uri)}: start it, or unset MLFLOW_TRACKING_URI"
@@ -78,7 +78,7 @@ def _ping(uri: str) -> None:
 
 @one_sentence
 def _open(uri: str) -> Any:
-    """MLflow's client of a store whose tables are there."""
+    """MLflow's client of a store, which creates missing tables."""
     import mlflow
     from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
@@ -102,10 +102,10 @@ def _open(uri: str) -> Any:
 
 
 def _check_database(uri: str) -> None:
-    """Opens a database once; MLflow alone would try for minutes.
+    """Opens a database once, since MLflow would retry for minutes.
 
     Raises:
-        ConnectionError: It cannot be opened, or its driver is not installed.
+        ConnectionError: The database cannot be opened, or its driver is not installed.
     """
     from mlflow.store.db.utils import create_sqlalchemy_engine
     from sqlalchemy import inspect
@@ -131,7 +131,7 @@ def _check_database(uri: str) -> None:
 
 
 def _without_slashes(uri: str) -> str:
-    """A sqlite URI with quoted letters, its slashes quoted too: MLflow makes the folder of the path as it is quoted."""
+    """A quoted sqlite URI with its slashes quoted too, since MLflow creates the folder of the path as it is quoted."""
     if not uri.startswith("sqlite") or "%" not in uri:
         return uri
     head, path = uri.split(":///", 1)

@@ -1,4 +1,4 @@
-"""MLflow's experiments: where the runs of a model are kept, and whether a registration can write there."""
+"""MLflow's experiments, which hold the runs of a model; checks that a registration can write to them."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ from pipeline.registry.places import public_uri
 from pipeline.registry.refusals import one_sentence
 
 BUSY_S = 20.0  # seconds to wait for another writer of a sqlite file
-PLACES = (  # where MLflow's tables hold places of files
+PLACES = (  # the columns of MLflow's tables that hold paths of files
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("model_versions", "source"),
@@ -26,7 +26,7 @@ PLACES = (  # where MLflow's tables hold places of files
 
 @dataclass(frozen=True, kw_only=True)
 class Experiments:
-    """The experiments of a store. Every method raises ConnectionError when MLflow refuses or is gone."""
+    """The experiments of a store. Every method raises ConnectionError when MLflow refuses or does not answer."""
 
     uri: str
     client: Any
@@ -34,9 +34,9 @@ class Experiments:
 
     @one_sentence
     def open(self, name: str) -> str:
-        """The id of an experiment, made if missing; raises ConnectionError if it is deleted, too.
+        """The id of an experiment, which is created if missing; raises ConnectionError also for a deleted one.
 
-        A database's artifacts lie under `$DVC_ROOT`, or they would go with a temporary working directory.
+        A database's artifacts lie under `$DVC_ROOT`; in a temporary working directory they would get lost.
         """
         found = self._found(name)
         self._try_database()
@@ -48,9 +48,9 @@ class Experiments:
 
     @one_sentence
     def probe(self, name: str) -> None:
-        """Tries what a registration in an experiment needs: to write its database, to write and read its artifacts.
+        """Tries what a registration needs: to write the database, and to write and read artifacts of the experiment.
 
-        Nothing of it stays. An experiment that a server does not have yet has no place to try.
+        The trial leaves nothing behind. For an experiment that a server does not have yet, artifacts cannot be tried.
         """
         found = self._found(name)
         self._try_database()
@@ -64,11 +64,11 @@ class Experiments:
             with artifact_store.access(self.uri, place, "written") as repository:
                 repository.log_artifact(str(file))
                 repository.download_artifacts(file.name, str(back))
-                with suppress(Exception):  # a server may forbid it, and a registration deletes nothing
+                with suppress(Exception):  # a server may forbid deletion, which a registration does not need
                     repository.delete_artifacts(file.name)
 
     def _found(self, name: str) -> Any:
-        """MLflow's record of an experiment, None if there is none; raises ConnectionError where it is of no use."""
+        """MLflow's record of an experiment, or None; raises ConnectionError if the experiment is unusable."""
         found, uri = self.client.get_experiment_by_name(name), public_uri(self.uri)
         if found is None:
             return None
@@ -88,14 +88,14 @@ class Experiments:
         return found
 
     def _follow(self) -> None:
-        """Makes the records of a database that moved with its project name the new places, for MLflow's own page.
+        """Updates the paths in a database that moved with its project, for MLflow's own page.
 
-        MLflow has no call for that. The tables are those of the installed version, or `connect` would have failed.
+        MLflow has no call for this update. The tables fit the installed version, or `connect` would have failed.
         """
         file = places.database_file(self.uri)
         if file is None or not file.is_relative_to(dvc_root()):
             return
-        places.files().mkdir(exist_ok=True)  # what is not there keeps its old place
+        places.files().mkdir(exist_ok=True)  # files that are not there keep their old path
         with closing(sqlite3.connect(file, timeout=BUSY_S)) as database, database:
             database.create_function("present", 1, places.present)
             for table, column in PLACES:
@@ -116,6 +116,6 @@ class Experiments:
             ) from error
 
     def _default_place(self) -> str | None:
-        """Where the files of a new experiment go; None = where the server has them."""
+        """Where the files of a new experiment go; None = the server decides."""
         local = not self.uri.startswith(("http://", "https://", "databricks"))
         return places.files().as_uri() if local else None

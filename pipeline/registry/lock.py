@@ -12,7 +12,7 @@ LOCK_S = 900.0  # seconds to wait for another registration on this machine
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Holds the project's registry lock: MLflow's sqlite does not survive being initialised twice at once.
+    """Holds the project's registry lock, since two processes must not initialise MLflow's sqlite at the same time.
 
     Raises:
         TimeoutError: Another process kept the lock too long.

@@ -1,7 +1,7 @@
 """Where MLflow's records and files lie, as seen from this project.
 
-Records are in a server or a database, which a tracking URI names. The place of a run's files is written into its record
-when the run starts, as an absolute URI. In a project that was moved or copied since, it names the folder of before.
+Records are in a server or a database, which a tracking URI names. When a run starts, the place of its files is written
+into the run's record as an absolute URI. If the project is moved or copied later, this URI still names the old folder.
 """
 
 import os
@@ -12,11 +12,11 @@ from urllib.request import url2pathname
 
 from pipeline.artifacts import dvc_root
 
-FILES = (".glance", "mlartifacts")  # below the root: the files of a database's runs; a server has a place of its own
+FILES = (".glance", "mlartifacts")  # below the root: the files of a database's runs; a server stores its own
 
 
 def home() -> Path:
-    """The folder of what the project keeps for itself, under `$DVC_ROOT`."""
+    """The folder of the project's own state, under `$DVC_ROOT`."""
     return dvc_root() / ".glance"
 
 
@@ -29,7 +29,7 @@ def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the sqlite file of the project.
 
     Raises:
-        ConnectionError: MLFLOW_TRACKING_URI names no server and no database that lasts.
+        ConnectionError: MLFLOW_TRACKING_URI names neither a server nor a lasting database.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     return anchored(uri) if uri else _sqlite(home() / "mlflow.db")
@@ -39,7 +39,7 @@ def anchored(uri: str) -> str:
     """A tracking URI that means the same in every working directory: a relative sqlite file lies under `$DVC_ROOT`.
 
     Raises:
-        ConnectionError: It names no server and no database that lasts.
+        ConnectionError: The URI names neither a server nor a lasting database.
     """
     scheme = urlsplit(uri).scheme
     if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
@@ -58,7 +58,7 @@ def anchored(uri: str) -> str:
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of a sqlite database; None for a database in memory, and for another store."""
+    """The file of a sqlite database; None for a database in memory and for other stores."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -77,7 +77,7 @@ def public_uri(uri: str) -> str:
 
 
 def folder(uri: str) -> Path | None:
-    """The folder that the URI of files names on this machine; None where they are elsewhere, as in s3://bucket."""
+    """The folder that a URI names on this machine; None if the URI points elsewhere, as s3://bucket does."""
     parts = urlsplit(uri)
     if parts.scheme == "file":
         return Path(url2pathname(parts.path))
@@ -85,7 +85,7 @@ def folder(uri: str) -> Path | None:
 
 
 def own(uri: str) -> str:
-    """Where this project has what is recorded at `uri`: its own `.glance/mlartifacts` stands for any other root's."""
+    """The recorded `uri` with the `.glance/mlartifacts` of another root replaced by this project's own."""
     recorded = folder(uri)
     if recorded is None:
         return uri
@@ -96,7 +96,7 @@ def own(uri: str) -> str:
 
 
 def present(uri: str) -> str:
-    """Where to read what is recorded at `uri`: at `own`, unless it is not there."""
+    """Where to read files recorded at `uri`: at `own(uri)` if they are there, else at `uri`."""
     there = folder(own(uri))
     return uri if there is not None and not there.exists() else own(uri)
 

@@ -1,4 +1,4 @@
-"""Makes a version the champion, if it keeps enough of the teacher's score."""
+"""Makes a version the champion if its retention is high enough."""
 
 from collections.abc import Mapping
 
@@ -16,10 +16,10 @@ def promote(
     """Points the alias `champion` at a version.
 
     Args:
-        params: `register.min_retention` is the least share of the teacher's score that a champion keeps.
+        params: `register.min_retention` is the least retention of a champion.
         reference: `models:/name@alias`, `models:/name/version`, or a version number; None = the candidate.
-        required: The least retention in official benchmarks too, as `benchmarks.check` takes it.
-        force: Promote whatever was measured.
+        required: The least retention in official benchmarks, as `benchmarks.check` takes it.
+        force: Promote the version whatever its retention is.
 
     Raises:
         ValueError: A retention is below its threshold or was never measured, the version's files are gone or changed,

@@ -16,7 +16,7 @@ from pipeline import artifacts
 from pipeline.artifacts import read_json
 from pipeline.registry.runs import Metric
 
-SHOWN = (".png", ".svg", ".html", ".csv", ".json")  # what a run shows of a stage; tensors stay with DVC
+SHOWN = (".png", ".svg", ".html", ".csv", ".json")  # outputs of a stage that its run shows; tensors stay with DVC
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class StageRecord:
 
     params: "section.key" -> value, as the stage ran with them.
     digests: "dep.<path>" and "out.<path>" -> digest of DVC.
-    outs: The files and folders it wrote.
+    outs: The files and folders that the stage wrote.
     """
 
     name: str
@@ -35,7 +35,7 @@ class StageRecord:
     outs: tuple[Path, ...]
 
     def files(self) -> dict[Path, str]:
-        """Pictures, tables and reports among the outputs that are there -> their folder within the stage's outputs."""
+        """Maps each existing picture, table and report of the outputs to its folder within the stage's outputs."""
         return shown(self.outs)
 
     def metrics(self) -> list[Metric]:
@@ -50,7 +50,7 @@ class StageRecord:
 
 
 def shown(outs: Iterable[Path]) -> dict[Path, str]:
-    """Pictures, tables and reports among files and folders -> their folder, as seen from beside the output."""
+    """Maps pictures, tables and reports among files and folders to their folder relative to the output's parent."""
     every = {
         file: file.relative_to(out.parent).parent.as_posix()
         for out in outs
@@ -63,7 +63,7 @@ def stage_records(lock: str | Path = "dvc.lock") -> list[StageRecord]:
     """The stages that DVC has run, in the file's order.
 
     Raises:
-        ValueError: The file is missing or no lock of DVC.
+        ValueError: The file is missing or is no lock file of DVC.
     """
     try:
         content = YAML(typ="safe", pure=True).load(Path(lock).read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 def numbers(content: Mapping[str, Any]) -> list[Metric]:
-    """The finite numbers of nested dicts; the PSNR of the teacher to itself, for one, is none."""
+    """The finite numbers of nested dicts; other values, such as the PSNR of the teacher to itself, are left out."""
     return [
         Metric(key, float(value))
         for key, value in flatten(content).items()
@@ -95,7 +95,7 @@ def numbers(content: Mapping[str, Any]) -> list[Metric]:
 
 
 def history(path: str | Path) -> list[Metric]:
-    """The columns of a CSV file over its column `train_step`; a file without one is a table, and gives nothing.
+    """The columns of a CSV file over its column `train_step`; a file without this column gives no metrics.
 
     A column of words (`arm`) goes before the metric's name: `single.loss`.
     """

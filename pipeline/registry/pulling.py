@@ -1,4 +1,4 @@
-"""Downloads a version; it arrives whole or not at all."""
+"""Downloads a version, whole or not at all."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ def pull(reference: str, target: Path | None = None) -> Path:
 
     Args:
         reference: `models:/name@alias` or `models:/name/version`.
-        target: The folder to make; None = a folder named by the digest under `$DVC_ROOT/.glance/bundles`.
+        target: The folder to make; None = a folder under `$DVC_ROOT/.glance/bundles`, named by the digest.
 
     Returns:
-        The folder. It is left alone if it holds these bytes already.
+        The folder. A folder that holds these bytes already is left alone.
 
     Raises:
-        ValueError: The version holds files that no bundle has, its bytes are not the ones that were registered, or
-            `target` holds something else.
+        ValueError: The version holds files that no bundle has, its bytes differ from the registered ones, or `target`
+            holds something else.
         ConnectionError: There is no such version, or the server is down.
     """
     from pipeline.bundle.manifest import bundle_digest
@@ -34,7 +34,7 @@ def pull(reference: str, target: Path | None = None) -> Path:
     digest = registered_digest(version)
     if target is None:
         target = places.home() / "bundles" / digest.removeprefix("sha256:")
-    with locked():  # two pulls of a version into one folder: the second finds it there
+    with locked():  # of two pulls into one folder, the second finds the finished folder
         if target.exists():
             if target.is_dir() and artifacts.files(target) and bundle_digest(target) == digest:
                 return target

@@ -6,7 +6,7 @@ from pipeline.registry.connection import Store
 from pipeline.registry.versions import Version
 
 CANDIDATE = "candidate"  # the bundle that the pipeline registered last
-CHAMPION = "champion"  # the one that somebody promoted
+CHAMPION = "champion"  # the bundle that somebody promoted
 
 
 def parse(reference: str) -> tuple[str, str | None, int | None]:

@@ -1,4 +1,4 @@
-"""What MLflow, its database and its artifact store say when they refuse, as one sentence."""
+"""Turns errors of MLflow, its database and its artifact store into one sentence."""
 
 import functools
 import shlex
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pipeline.registry.places import public_uri
 
-DRIVERS = {  # what to install for a module that a database or an artifact store needs, where the names differ
+DRIVERS = {  # package to install for a driver's module, where the two names differ
     "MySQLdb": "mysqlclient",
     "azure": "azure-storage-blob",
     "google": "google-cloud-storage",
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 def one_sentence(function: Callable[..., T]) -> Callable[..., T]:
-    """Turns the exceptions of MLflow and its database, which carry whole server pages, into a ConnectionError.
+    """Turns exceptions of MLflow and its database into a ConnectionError, as they can carry whole server pages.
 
     Args:
-        function: Its first argument is the store's URI, or has it as `uri`.
+        function: A function whose first argument is the store's URI or has an attribute `uri`.
     """
 
     @functools.wraps(function)
@@ -47,7 +47,7 @@ def first_line(error: Exception) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why an artifact store failed: a download tells it below a headline."""
+    """Why an artifact store failed; a download gives the reason below a headline."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
@@ -55,7 +55,7 @@ def reason(error: Exception) -> str:
 
 
 def missing(what: str, error: ImportError) -> ConnectionError:
-    """What to install for a database or an artifact store whose driver cannot be imported."""
+    """The error for a database or an artifact store whose driver is not installed, with the package to install."""
     module = (error.name or str(error)).partition(".")[0]
     package = DRIVERS.get(module, module)
     return ConnectionError(f"{what} needs the Python package {package}: pip install {shlex.quote(package)}")

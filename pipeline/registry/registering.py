@@ -1,7 +1,7 @@
-"""Registers a bundle with what made it.
+"""Registers a bundle together with its provenance.
 
-A bundle is known by the digest of its bytes: registering the same bytes again publishes the run but makes no second
-version, unless the first one's files are gone. A version is made when its files have been read back.
+A bundle is identified by the digest of its bytes. Registering the same bytes again publishes the run but makes no
+second version, unless the files of the first version are gone. A version is made after its files have been read back.
 """
 
 import logging
@@ -22,18 +22,18 @@ from pipeline.registry.references import CANDIDATE
 from pipeline.registry.verifying import DIGEST, check_files, download, verify
 from pipeline.registry.versions import Version
 
-FOLDER = "bundle"  # of the run's artifacts
+FOLDER = "bundle"  # folder of the bundle in the run's artifacts
 UNKNOWN = "none: no `dvc repro` here made this bundle"  # the tag `provenance` of a run without stages
 MEASURING = {"generate_images", "evaluate", "time_arms", "report"}  # the stages of the pipeline's own evaluation
 HEADLINE = tuple(key for column in (*SCENES.columns, *SPEED) if column.headline for key in column.keys)
-"""What a version is tagged with, of the student's row."""
+"""Keys of the student's row whose values become tags of a version."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """What `register` did: the run it published, and the version, which is new or had these bytes before."""
+    """The result of `register`: the published run, and the version, which is new or had these bytes before."""
 
     version: Version
     run_id: str
@@ -43,21 +43,21 @@ class Registration:
 def register(
     params: Params, bundle: Path = BUNDLE, evaluation: Path = EVALUATION, lock: Path = Path("dvc.lock")
 ) -> Registration:
-    """Publishes a bundle's run and the bundle as a model version named `candidate`.
+    """Publishes a bundle's run, and registers the bundle as a model version with the alias `candidate`.
 
-    The run of the pipeline's own bundle is this `dvc repro`, with a child per stage. Of any other bundle nothing is
-    known but its manifest and its evaluation: the run has those, and says that no `dvc repro` here made it.
+    The run of the pipeline's own bundle describes this `dvc repro`, with a child run per stage. Of other bundles only
+    the manifest and the evaluation are known: the run holds both, and says that no `dvc repro` here made the bundle.
 
     Args:
         params: The parameters; `register.name` names the model and the experiment.
         bundle: The folder that becomes the version.
-        evaluation: The folder with metrics.json; `outcome.latency_file` says where its times are.
-        lock: The dvc.lock that says what each stage read and wrote.
+        evaluation: The folder with metrics.json; `outcome.latency_file` gives its latency.json.
+        lock: The dvc.lock with the inputs and outputs of each stage.
 
     Raises:
         ValueError: The bundle is incomplete or holds other files than a bundle may, the evaluation is missing or
-            measured something else, dvc.lock is missing, or the bytes that were uploaded do not come back.
-        ConnectionError: The MLflow server is down or refuses, the experiment is deleted, or its artifact store cannot
+            measured something else, dvc.lock is missing, or the upload reads back with other bytes.
+        ConnectionError: The MLflow server is down or refuses, the experiment is deleted, or the artifact store cannot
             be written or read.
     """
     store = connect()
@@ -113,7 +113,7 @@ def _verified_digest(bundle: Path) -> str:
 
 
 def _made_here(digest: str) -> bool:
-    """Whether these are the bytes of the pipeline's own bundle, wherever they lie."""
+    """Whether this is the digest of the pipeline's own bundle, wherever the registered folder lies."""
     return (BUNDLE / "glance.json").is_file() and folder_digest(BUNDLE) == digest
 
 
@@ -122,7 +122,7 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _metrics(evaluation: Path, bundle: Path, digest: str, base_digest: str) -> Mapping:
-    """Scores and times of an evaluation, which must be this bundle's on its own base."""
+    """Scores and times of an evaluation; it must have measured this bundle on its own base."""
     file = evaluation / "metrics.json"
     if not file.is_file():
         how = "`dvc repro`" if _same(evaluation, EVALUATION) else f"`glance evaluate {bundle} --out {evaluation}`"
@@ -136,7 +136,7 @@ def _metrics(evaluation: Path, bundle: Path, digest: str, base_digest: str) -> M
 
 
 def _known_of(manifest: Mapping, params: Params) -> dict[str, Mapping]:
-    """What holds for a bundle that the stages here did not make: how it was measured, and what it says of itself."""
+    """Parameters of a run for a foreign bundle: those of the evaluation, and the bundle's own manifest."""
     used = {name: asdict(getattr(params, name)) for name in ("teacher", "evaluation", "register")}
     said = {key: manifest[key] for key in ("u", "steps", "teacher_steps", "rank", "guidance")}
     return {**used, "bundle": {**said, "path": manifest.get("path", "consistent")}}
@@ -153,7 +153,7 @@ def _headline(metrics: Mapping) -> dict[str, float]:
 def _version(
     store: Store, name: str, digest: str, run_id: str, bundle: Path, tags: Mapping[str, str]
 ) -> tuple[Version, bool]:
-    """The version with these bytes whose files are there, made if there is none, and whether it was made."""
+    """The version with these bytes and with its files in place, and whether it was made by this call."""
     lost = set()
     for version in store.versions.tagged(name, DIGEST, digest):
         try:
@@ -167,7 +167,7 @@ def _version(
         download(store, f"the upload of {bundle}", source, digest, Path(scratch))
     made = store.versions.create(name, source, run_id, tags)
     first, *_ = [version for version in store.versions.tagged(name, DIGEST, digest) if version.number not in lost]
-    if first.number < made.number:  # another machine has registered in the meantime: the older stays
+    if first.number < made.number:  # another machine registered the same bytes in the meantime: keep the older version
         store.versions.delete(made)
         return first, False
     return made, True

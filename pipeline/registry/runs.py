@@ -1,4 +1,4 @@
-"""MLflow's runs: what a registration writes down, in numbers, texts and files."""
+"""MLflow's runs: the numbers, texts and files that a registration writes."""
 
 import re
 import time
@@ -15,8 +15,8 @@ from pipeline.artifacts import digest_of, dvc_root, read_json, write_json
 from pipeline.registry import artifact_store, places
 from pipeline.registry.refusals import one_sentence
 
-BATCH = {"params": 100, "metrics": 1000, "tags": 100}  # what one request may carry
-REGISTRATION = "registration"  # the tag of the runs of one registration
+BATCH = {"params": 100, "metrics": 1000, "tags": 100}  # entries that one request may carry
+REGISTRATION = "registration"  # tag that holds the registration's id
 
 T = TypeVar("T")
 
@@ -31,21 +31,21 @@ class Metric(NamedTuple):
 
 @dataclass(kw_only=True)
 class Runs:
-    """The runs of a store. Every method raises ConnectionError when MLflow refuses or is gone."""
+    """The runs of a store. Every method raises ConnectionError when MLflow refuses or does not answer."""
 
     uri: str
     client: Any
     """MLflow's client."""
     tags: dict[str, str] = field(default_factory=dict)
-    """Of every run from now on."""
+    """Tags of every run from now on."""
 
     @one_sentence
     def begin(self, experiment_id: str) -> None:
-        """Begins a registration: its runs bear its id, and the runs of one that was killed before it are ended.
+        """Begins a registration: tags its runs with a new id, and ends the runs of an earlier killed registration.
 
-        The caller holds the lock, so that the one before it is over. Its id was written down before its first run.
+        The caller holds the lock, so no earlier registration is running. Each id is saved before the first run.
         """
-        store = self.uri.replace(str(dvc_root()), "")  # a project that moves keeps the name
+        store = self.uri.replace(str(dvc_root()), "")  # a moved project keeps the same key
         file = places.home() / "registrations" / f"{digest_of(store)[:12]}.json"
         if file.exists():
             last = read_json(file)
@@ -57,7 +57,7 @@ class Runs:
 
     @contextmanager
     def open(self, experiment_id: str, name: str, parent: str | None = None) -> Iterator[str]:
-        """Opens a run and yields its id; the run is finished, failed or killed as the body was."""
+        """Opens a run and yields its id; the run ends as finished, failed or killed, like the body of the `with`."""
         run_id = self._start(experiment_id, name, parent)
         status = "FAILED"
         try:
@@ -93,7 +93,7 @@ class Runs:
 
     @one_sentence
     def log_files(self, run_id: str, files: Mapping[Path, str]) -> None:
-        """Copies files into a run's artifacts, each into its folder there; "." is the root."""
+        """Copies files into a run's artifacts; each value is the target folder there, "." the root."""
         with artifact_store.access(self.uri, self._place(run_id), "written") as repository:
             for file, folder in files.items():
                 repository.log_artifact(str(file), None if folder == "." else folder)
@@ -117,12 +117,12 @@ class Runs:
         self.client.set_terminated(run_id, status)
 
     def _place(self, run_id: str) -> str:
-        """Where a run's artifacts are written: never in the folder that a project was moved or copied from."""
+        """Where to write a run's artifacts: never in the old folder of a moved or copied project."""
         return places.own(self.client.get_run(run_id).info.artifact_uri)
 
 
 def _key(name: str) -> str:
-    """A name with MLflow's letters only; a file's path may have others."""
+    """A name with only the characters that MLflow allows; a file's path may have others."""
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 

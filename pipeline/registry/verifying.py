@@ -1,6 +1,6 @@
-"""Reads the files of a version back and compares them with the digest that it was registered with.
+"""Reads the files of a version back and compares them with the registered digest.
 
-A download is data, never code: a file that no bundle has is refused before it is read.
+A download is data, never code: an unexpected file is refused before it is read.
 """
 
 import shutil
@@ -15,14 +15,14 @@ from pipeline.registry.references import CANDIDATE, CHAMPION
 from pipeline.registry.versions import Version
 
 DIGEST = "bundle_digest"  # the tag of a version
-SUFFIXES = (".safetensors", ".json", ".md")  # what a bundle may hold: nothing that runs when it is read
+SUFFIXES = (".safetensors", ".json", ".md")  # files of a bundle: nothing that runs when it is read
 
 
 def verify(store: Store, version: Version) -> None:
     """Reads a version's files back.
 
     Raises:
-        ValueError: They are gone, or not what was registered.
+        ValueError: The files are gone, or differ from the registered ones.
         ConnectionError: The artifact store cannot be read.
     """
     with TemporaryDirectory(dir=places.home(), prefix=".verify-") as scratch:
@@ -30,7 +30,7 @@ def verify(store: Store, version: Version) -> None:
 
 
 def lost(store: Store, name: str) -> dict[str, str]:
-    """What is wrong with the files of a model's candidate and champion, and how to fix it; {} where they are there.
+    """Faults in the files of a model's candidate and champion, each with its fix; {} if all files are in place.
 
     Raises:
         ConnectionError: The store refuses.
@@ -49,7 +49,7 @@ def lost(store: Store, name: str) -> dict[str, str]:
 
 
 def registered_digest(version: Version) -> str:
-    """The digest of the bundle that a version was registered with; raises ValueError if it has none."""
+    """The bundle digest of a version, from its tag; raises ValueError if the version has no such tag."""
     digest = version.tags.get(DIGEST)
     if digest is None:
         raise ValueError(f"{version} has no tag {DIGEST}: it was not registered by this pipeline")
@@ -57,17 +57,17 @@ def registered_digest(version: Version) -> str:
 
 
 def download(store: Store, owner: str, source: str, digest: str, folder: Path) -> None:
-    """Copies the files at a version's source into a folder, and compares them with their digest.
+    """Copies the files at a version's source into a folder, and compares them with a digest.
 
     Args:
         store: Where the version is registered.
         owner: The version in words, for messages.
         source: The URI of the files.
-        digest: Of the bundle, as it was registered.
-        folder: An empty one.
+        digest: The registered digest of the bundle.
+        folder: An empty folder.
 
     Raises:
-        ValueError: There are none, a bundle has no such files, or they are not the digest's.
+        ValueError: There are no files, a file belongs in no bundle, or the digest differs.
         ConnectionError: The artifact store cannot be read.
     """
     from pipeline.bundle.manifest import bundle_digest
@@ -94,17 +94,17 @@ def check_files(owner: str, folder: Path) -> None:
 
     Args:
         owner: What the folder belongs to, for messages.
-        folder: A bundle's.
+        folder: The folder of a bundle.
 
     Raises:
-        ValueError: There is no file, or one that is not safetensors, json or md.
+        ValueError: There is no file, or a file that is not safetensors, json or md.
     """
     files = folder.iterdir()
     _check_names(owner, [f"{p.name}{'@' if p.is_symlink() else '/' if p.is_dir() else ''}" for p in files])
 
 
 def _check_names(owner: str, names: Iterable[str]) -> None:
-    """The same by names alone: a pickle or a program in a download is never read; nor is a hidden file.
+    """As `check_files`, from names alone, so that pickles, programs and hidden files in a download are never read.
 
     A folder's name ends with a slash, and a link's with an @.
     """

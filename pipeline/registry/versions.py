@@ -1,4 +1,4 @@
-"""MLflow's model versions: tags, aliases and files of what is registered."""
+"""MLflow's model versions, with their tags, aliases and files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """The model versions of a store. Every method raises ConnectionError when MLflow refuses or is gone."""
+    """The model versions of a store. Every method raises ConnectionError when MLflow refuses or does not answer."""
 
     uri: str
     client: Any
@@ -34,7 +34,7 @@ class Versions:
 
     @one_sentence
     def tagged(self, name: str, tag: str, digest: str) -> list[Version]:
-        """The versions of a model whose tag is this digest, the oldest first."""
+        """The versions of a model whose tag `tag` has the value `digest`, the oldest first."""
         found = self.client.search_model_versions(f"tags.`{tag}` = '{digest}'")  # a name may need quotes in a filter
         return sorted((_version(v) for v in found if v.name == name), key=lambda version: version.number)
 
@@ -50,7 +50,7 @@ class Versions:
 
     @one_sentence
     def aliases(self, name: str) -> dict[str, Version]:
-        """The versions of a model that aliases point at; {} where there is no such model."""
+        """Maps the aliases of a model to their versions; {} if there is no such model."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -104,7 +104,7 @@ class Versions:
 
 
 def _version(found: Any) -> Version:
-    """MLflow's version as ours; its number is an int from a database, a text from a server."""
+    """MLflow's record as a `Version`. Its number is an int from a database, a text from a server."""
     return Version(
         name=found.name,
         number=int(found.version),

@@ -1,4 +1,4 @@
-"""Copies DPG-Bench's questions with the first row twice: the official scorer skips one, and so none is lost."""
+"""Copies DPG-Bench's questions with the first row twice: the official scorer skips one of them, so none is lost."""
 
 import csv
 import sys

@@ -1,4 +1,4 @@
-"""What an in-process scorer is: its weights, and what it says of images."""
+"""The types of an in-process scorer: its weights, and its results for images."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Weight:
     """Weights that a scorer loads.
 
     Attributes:
-        name: As `weights` in benchmarks/params.yaml names them; scorers that share weights share the name.
-        hub: Where they come from: "owner/name@revision", or the address of one file.
-        file: The file in the repository; "" is the whole folder.
-        sha256: Hex digest of the file; None where it is a folder, or where nobody could read the file yet.
-        licence: In one line.
+        name: Key in `weights` of benchmarks/params.yaml; scorers that share weights share the name.
+        hub: Origin of the weights: "owner/name@revision", or the address of one file.
+        file: The file in the repository; "" = the whole folder.
+        sha256: Hex digest of the file; None for a folder, or if nobody could read the file yet.
+        licence: The licence, in one line.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Scorer(Protocol):
     """A loaded scorer."""
 
     def fields(self, images: Sequence[Image.Image], items: Sequence[Item]) -> list[dict[str, float | str]]:
-        """What it says of each image, given the prompt of each; RGB images of any sizes."""
+        """The fields of each image, given the prompt of each; RGB images of any sizes."""
 
 
 class Extractor(Protocol):
@@ -58,15 +58,15 @@ class Entry:
     """A scorer before it is loaded.
 
     Attributes:
-        name: As `Metric.scorer` and `Distance.scorer` name it.
-        version: Of our code for it: another version's values are not compared with this one's.
-        about: What it measures, in one sentence.
-        weights: What it loads.
+        name: Name of the scorer, as in `Metric.scorer` and `Distance.scorer`.
+        version: Version of our code for the scorer; values of different versions are not compared.
+        about: What the scorer measures, in one sentence.
+        weights: The weights that the scorer loads.
         packages: The packages whose versions its values depend on.
-        load: Loads it: the place of each weight by its name, and the device. Raises ValueError where a file is not
-            what it must be.
-        extracts: Whether it is an Extractor.
-        batch: Images at once.
+        load: Loads the scorer, given the path of each weight by name, and the device. Raises ValueError for a wrong
+            file.
+        extracts: Whether the loaded scorer is an Extractor.
+        batch: How many images are scored at once.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`brightness`: the mean luminance of an image, which the self-test measures: it needs no weights."""
+"""`brightness`: the mean luminance of an image, for the self-test; this scorer needs no weights."""
 
 from __future__ import annotations
 

@@ -29,15 +29,15 @@ AFTER = '\nDoes this figure show "{}"? Please answer yes or no. ASSISTANT: '
 ANSWER = "Yes"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
 EXPECTED = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
-SHARED = ("t5.encoder.embed_tokens.weight", "t5.decoder.embed_tokens.weight")  # are `shared.weight`, in a file or not
+SHARED = ("t5.encoder.embed_tokens.weight", "t5.decoder.embed_tokens.weight")  # `shared.weight`; may lack in a file
 
 
 class ClipFlanT5(nn.Module):
     """The three networks: CLIP's image encoder, a projector of two layers and the T5.
 
     Args:
-        text: Of the T5.
-        vision: Of CLIP's image encoder.
+        text: Configuration of the T5.
+        vision: Configuration of CLIP's image encoder.
     """
 
     def __init__(self, text: T5Config, vision: CLIPVisionConfig) -> None:
@@ -49,7 +49,7 @@ class ClipFlanT5(nn.Module):
         )
 
     def embedded(self, pixels: Tensor, before: Sequence[int], after: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """What the T5's encoder reads: text, the image's patches without the class token, text.
+        """The input of the T5's encoder: text, then the image's patches without the class token, then text.
 
         Args:
             pixels: Shape (B, 3, S, S).
@@ -57,7 +57,7 @@ class ClipFlanT5(nn.Module):
             after: The tokens after each image.
 
         Returns:
-            Embeddings (B, T, D), with zeros after the end of shorter rows, and the mask (B, T) that leaves these out.
+            Embeddings (B, T, D), with zeros after the end of shorter rows, and the mask (B, T) of the rest.
         """
         embed = self.t5.get_input_embeddings()
         patches = self.mm_projector(self.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:])
@@ -80,8 +80,8 @@ class FigureQuestion:
     """Asks the network whether a figure shows its prompt.
 
     Args:
-        network: On its device.
-        tokenizer: Of the T5; it ends each piece of text with </s>.
+        network: The network, on its device.
+        tokenizer: The tokenizer of the T5; it ends each piece of text with </s>.
 
     Raises:
         ValueError: The answer is not one token and </s>.
@@ -110,7 +110,7 @@ class FigureQuestion:
 
 
 def pixels(image: Image.Image, size: int) -> Tensor:
-    """What CLIP's encoder reads of an image: the whole image on a square of CLIP's mean colour, (1, 3, size, size)."""
+    """The input of CLIP's encoder: the whole image on a square of CLIP's mean colour, (1, 3, size, size)."""
     raw = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     height, width = raw.shape[2:]
@@ -131,12 +131,12 @@ def load(places: Mapping[str, Path], device: torch.device) -> FigureQuestion:
     """The network and its tokenizer; bfloat16 on a GPU, float32 on the CPU.
 
     Args:
-        places: Of the three weights, by their names.
-        device: Where the network lies.
+        places: The path of each of the three weights, by name.
+        device: Device of the network.
 
     Raises:
         ValueError: A file is missing or unreadable, a tensor is missing or of another shape, or the network or the
-            tokenizer is another one.
+            tokenizer is a wrong one.
     """
     folder = places[CLIP_FLANT5.name]
     model_files.require(CLIP_FLANT5, folder, "config.json")
@@ -153,7 +153,7 @@ def load(places: Mapping[str, Path], device: torch.device) -> FigureQuestion:
 
 
 def _fill(network: ClipFlanT5, folder: Path, device: torch.device) -> None:
-    """Gives an empty network its tensors, one file at a time."""
+    """Fills an empty network with its tensors, one file at a time."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items() if name not in SHARED}
     missing = set(shapes)
@@ -166,7 +166,7 @@ def _fill(network: ClipFlanT5, folder: Path, device: torch.device) -> None:
                     f" {tuple(shapes[name])}, got {tuple(tensor.shape)} in {file.name}"
                 )
         state = {name: tensor.to(device, dtype) for name, tensor in found.items()}
-        network.load_state_dict(state, strict=False, assign=True)  # a copy would write lm_head over the embedding
+        network.load_state_dict(state, strict=False, assign=True)  # copying would overwrite the embedding with lm_head
         missing -= state.keys()
     if missing:
         raise ValueError(
@@ -178,14 +178,14 @@ def _fill(network: ClipFlanT5, folder: Path, device: torch.device) -> None:
 
 
 def _name(key: str) -> str:
-    """The network's name of a tensor, by its name in the file."""
+    """The name of a tensor in the network, from its name in the file."""
     if key.startswith("vision_tower.vision_tower."):
         return f"vision_tower.{key.removeprefix('vision_tower.vision_tower.').removeprefix('vision_model.')}"
     return key if key.startswith("mm_projector.") else f"t5.{key}"
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that hold the tensors: those that an index names, or all; safetensors where there are both."""
+    """The files with the tensors: the files that an index names, else all; safetensors are preferred to bin files."""
     for pattern in ("*.safetensors", "*.bin"):
         index = next(iter(sorted(folder.glob(f"{pattern}.index.json"))), None)
         if index is not None:
@@ -212,7 +212,7 @@ def _tokenizer(place: Path) -> Tokenizer:
     file = model_files.file_of(FLAN_T5_TOKENIZER, place)
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no narrower type
         raise ValueError(f"the weight {FLAN_T5_TOKENIZER.name} must be a tokenizer, got {file} ({error})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

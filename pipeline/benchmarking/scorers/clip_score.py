@@ -1,7 +1,7 @@
 """`clip`: CLIP score, 100 x the cosine of CLIP's features of an image and its prompt.
 
-ViT-L/14 at 336 pixels with OpenAI's weights, and images prepared as pi-Flow (Lakonik/piFlow, 4229541) does. There it is
-printed as the cosine itself and computed in float16; here it is 100 x the cosine, in float32.
+ViT-L/14 at 336 pixels with OpenAI's weights, and images prepared as pi-Flow (Lakonik/piFlow, 4229541) does. pi-Flow
+prints the cosine itself and computes in float16; this scorer gives 100 x the cosine, in float32.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def prepare(image: Image.Image) -> torch.Tensor:
 
 
 def load(places: Mapping[str, Path], device: torch.device) -> cosine.Cosine:
-    """Loads the scorer. Raises ValueError where the file is not what it must be."""
+    """Loads the scorer. Raises ValueError if the file is a wrong one."""
     state = load_file(file(WEIGHT, places))
     return cosine.build(ARCHITECTURE, field="clip", weight=WEIGHT, state=state, prepare=prepare, device=device)
 

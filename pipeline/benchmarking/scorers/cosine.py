@@ -1,4 +1,4 @@
-"""How well an image fits its prompt: the cosine of the features that one of open_clip's models gives them."""
+"""How well an image fits its prompt: the cosine of their features by one of open_clip's models."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Cosine:
     """A loaded scorer.
 
     Attributes:
-        field: The name of its one field: 100 x the cosine.
+        field: The name of the scorer's only field, 100 x the cosine.
         model: open_clip's CLIP in float32.
-        tokenize: Texts to int64 (B, 77); a longer text is cut.
-        prepare: An image to float32 (3, S, S).
+        tokenize: Maps texts to int64 (B, 77); a longer text is cut.
+        prepare: Maps an image to float32 (3, S, S).
         device: Where the model lies.
     """
 
@@ -34,7 +34,7 @@ class Cosine:
     device: torch.device
 
     def fields(self, images: Sequence[Image.Image], items: Sequence[Item]) -> list[dict[str, float | str]]:
-        """100 x the cosine of each image and its prompt. Raises ValueError where there is not one prompt an image."""
+        """100 x the cosine of each image and its prompt. Raises ValueError unless there is one prompt per image."""
         if len(images) != len(items):
             raise ValueError(f"{self.field} needs one prompt for each image, got {len(items)} for {len(images)}")
         pixels = torch.stack([self.prepare(image) for image in images]).to(self.device)
@@ -57,7 +57,7 @@ def build(
     """A scorer of one of open_clip's architectures.
 
     Raises:
-        ValueError: open_clip does not load, or the weights are those of another architecture.
+        ValueError: open_clip does not load, or the weights belong to another architecture.
     """
     open_clip = package("open_clip")
     config = open_clip.get_model_config(architecture)

@@ -1,4 +1,4 @@
-"""How scorers run a network."""
+"""The settings of torch under which scorers run a network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ import torch
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Without gradients; convolutions on a GPU in full float32, by an algorithm that repeats itself to the bit."""
+    """Turns gradients off; convolutions on a GPU use full float32 and a deterministic algorithm."""
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         yield

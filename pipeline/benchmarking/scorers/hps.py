@@ -44,7 +44,7 @@ def prepare(image: Image.Image) -> torch.Tensor:
 
 
 def load(places: Mapping[str, Path], device: torch.device) -> cosine.Cosine:
-    """Loads the scorer. Raises ValueError where the file is not what it must be."""
+    """Loads the scorer. Raises ValueError if the file is a wrong one."""
     state = torch.load(file(WEIGHT, places), map_location="cpu", weights_only=True)["state_dict"]
     return cosine.build(ARCHITECTURE, field="hps", weight=WEIGHT, state=state, prepare=prepare, device=device)
 

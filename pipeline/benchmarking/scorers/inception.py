@@ -2,7 +2,7 @@
 
 The network is torch-fidelity's conversion of the Inception that FID was defined with. Images are prepared as in pi-Flow
 (Lakonik/piFlow, 4229541): a whole image is resized to 299 x 299, bicubic with antialiasing; a patch is the middle
-299 x 299 pixels as they are. So the network's own resizing does nothing. pi-Flow uses StyleGAN's conversion of the
+299 x 299 pixels, unscaled. So the network's own resizing does nothing. pi-Flow uses StyleGAN's conversion of the
 network, and DMD2 resizes by another rule: FIDs of the three differ in the last digits.
 """
 
@@ -23,7 +23,7 @@ from pipeline.benchmarking.scorers.exact import exact
 from pipeline.benchmarking.scorers.loading import file, package
 
 SIDE = 299
-LAYER = "2048"  # the pooled features, by their number
+LAYER = "2048"  # the pooled features, named by their number
 WEIGHT = Weight(
     name="inception",
     hub="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
@@ -76,9 +76,9 @@ def patch(image: Image.Image) -> torch.Tensor:
 
 
 def load(prepare: Callable[[Image.Image], torch.Tensor], places: Mapping[str, Path], device: torch.device) -> Inception:
-    """Loads the extractor. Raises ValueError where the file is not what it must be.
+    """Loads the extractor. Raises ValueError if the file is a wrong one.
 
-    torch-fidelity unpickles the file, which can run code in it: so its digest is checked first.
+    torch-fidelity unpickles the file, which can run code from it. So the file's digest is checked first.
     """
     path = file(WEIGHT, places)
     network = package("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3

@@ -19,7 +19,7 @@ def package(name: str) -> ModuleType:
     """A package of the extra `benchmarks`.
 
     Raises:
-        Lacking: It is missing or does not load, such as a torchvision that was built for another torch.
+        Lacking: The package is missing or does not load, such as a torchvision that was built for another torch.
     """
     try:
         return import_module(name)
@@ -29,10 +29,10 @@ def package(name: str) -> ModuleType:
 
 
 def file(weight: Weight, places: Mapping[str, Path]) -> Path:
-    """The file of a scorer's weights, with the bytes that it must have.
+    """The file of a scorer's weights, checked against the pinned digest.
 
     Raises:
-        ValueError: It has no place, is missing, or has another digest.
+        ValueError: The file is not configured, is missing, or has another digest.
     """
     what = f"the weights {weight.name} must be {f'{weight.file} of {weight.hub}' if weight.file else weight.hub}"
     path = places.get(weight.name)
@@ -50,7 +50,7 @@ def file(weight: Weight, places: Mapping[str, Path]) -> Path:
 
 
 def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], weight: Weight) -> None:
-    """Puts weights into a model: every tensor of the model, and no other.
+    """Loads weights into a model; they must hold every tensor of the model and no other.
 
     Raises:
         ValueError: The names or shapes differ.
@@ -61,6 +61,6 @@ def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], weight: Weig
     if wrong:
         raise ValueError(
             f"the weights {weight.name} must hold the {len(own)} tensors of their model, got {len(state)}:"
-            f" {len(wrong)} are missing, unknown or of another shape, the first of which is {min(wrong)}"
+            f" {len(wrong)} are missing, unknown or of another shape, the first is {min(wrong)}"
         )
     model.load_state_dict(state)

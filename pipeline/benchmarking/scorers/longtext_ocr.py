@@ -30,13 +30,14 @@ LONGEST = 1024  # tokens of an answer
 class LongtextOcr:
     """The scorer `longtext_ocr`, for prompts with extra `text` (a list of texts) and `language` ("en" or "zh").
 
-    The official code draws tokens at the folder's temperature, which is next to 0. Here the likeliest token is taken.
+    The official code samples tokens at the temperature of the model's folder, which is almost 0. This scorer takes the
+    likeliest token.
     """
 
     model: QwenVL
 
     def fields(self, images: Sequence[Image.Image], items: Sequence[Item]) -> list[dict[str, float | str]]:
-        """`matched` and `words`, see `text_measures.longtext`; `text`: the answer as it was read.
+        """`matched` and `words`, see `text_measures.longtext`; `text`: the answer of the model.
 
         Raises:
             ValueError: A prompt lacks its texts or its language.

@@ -1,4 +1,4 @@
-"""The files of the models that read an image and answer, and how a wrong file is refused."""
+"""Finds the files of vision-language models, and refuses wrong files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLAN_T5_TOKENIZER = Weight(
 
 
 def require(weight: Weight, place: Path, *files: str) -> None:
-    """Refuses a place that is no folder with these files.
+    """Refuses a path that is no folder with these files.
 
     Raises:
         ValueError: There is no such folder, or it lacks a file.
@@ -46,7 +46,7 @@ def require(weight: Weight, place: Path, *files: str) -> None:
 
 
 def file_of(weight: Weight, place: Path) -> Path:
-    """The one file of a weight, by its own path or by that of the folder that holds it.
+    """The only file of a weight, by its own path or by the path of its folder.
 
     Raises:
         ValueError: There is no such file.
@@ -58,7 +58,7 @@ def file_of(weight: Weight, place: Path) -> Path:
 
 
 def read_json(weight: Weight, file: Path) -> dict[str, Any]:
-    """A configuration of a weight.
+    """Reads a configuration file of a weight.
 
     Raises:
         ValueError: The file is no JSON object.

@@ -27,9 +27,9 @@ NO_PARENT = "0"
 class OneigAlignment:
     """The scorer `oneig_alignment`, for prompts with extra `questions` and `dependencies`.
 
-    `questions` holds each question by its id, `dependencies` the ids of the questions that it depends on, 0 for none.
+    `questions` maps an id to a question, `dependencies` an id to the ids of the question's parents, 0 for none.
     The official code reads cells of a grid that was saved as lossy WebP and then as JPEG, and leaves out black images.
-    Here each image is read as it was generated, and a black image counts like any other.
+    This scorer reads each image as generated, and a black image counts like any other.
     """
 
     model: QwenVL
@@ -37,8 +37,8 @@ class OneigAlignment:
     def fields(self, images: Sequence[Image.Image], items: Sequence[Item]) -> list[dict[str, float | str]]:
         """`alignment`: the share of questions that are answered with exactly "Yes", in [0, 1].
 
-        A question whose parent was not answered with "Yes" does not count as answered so. The parent's own answer
-        decides, whatever its parents' were.
+        A question counts as answered with "No" unless all of its parents were answered with "Yes". Only the parents'
+        own answers decide, not those of the parents' parents.
 
         Raises:
             ValueError: A prompt lacks its questions or their dependencies.
@@ -59,7 +59,7 @@ class OneigAlignment:
 
 
 def _graph(item: Item) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The questions of a prompt and their parents, by the questions' ids."""
+    """The questions of a prompt and the parents of each question, both by the question's id."""
     asked, dependencies = item.extra.get("questions"), item.extra.get("dependencies")
     if not isinstance(asked, dict) or not isinstance(dependencies, dict) or not asked:
         raise ValueError(f"oneig_alignment: {item.id} must have questions and dependencies, got {dict(item.extra)}")

@@ -1,4 +1,4 @@
-"""The text part of OneIG-Bench: how far what Qwen2.5-VL reads in an image is from the wanted text."""
+"""The text part of OneIG-Bench: how far the text that Qwen2.5-VL reads in an image is from the wanted text."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 class OneigText:
     """The scorer `oneig_text`, for prompts with extra `text`: the cell of the benchmark's table, unchanged.
 
-    The official code reads cells of a grid that was saved as lossy WebP and then as JPEG. It leaves out black images,
-    and where all images of a prompt are black it counts the answers to the previous prompt again. Here each image is
-    read as it was generated, and a black image counts like any other.
+    The official code reads cells of a grid that was saved as lossy WebP and then as JPEG. It leaves out black images.
+    If all images of a prompt are black, it counts the answers to the previous prompt again. This scorer reads each
+    image as generated, and a black image counts like any other.
     """
 
     model: QwenVL
 
     def fields(self, images: Sequence[Image.Image], items: Sequence[Item]) -> list[dict[str, float | str]]:
-        """`ed`, `cr`, `wac_matched` and `wac_words`, see `text_measures.oneig`; `text`: the answer as it was read.
+        """`ed`, `cr`, `wac_matched` and `wac_words`, see `text_measures.oneig`; `text`: the answer of the model.
 
         Raises:
             ValueError: A prompt lacks its text.

@@ -1,6 +1,6 @@
-"""Images as tensors, brought to the sizes that scorers read.
+"""Images as tensors, resized for the scorers.
 
-On the CPU and one image at a time: images may differ in size, and the device of the scorer changes no pixel.
+Images are prepared on the CPU, one at a time. So images may differ in size, and the scorer's device changes no pixel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def resize(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def centre(x: torch.Tensor, side: int) -> torch.Tensor:
-    """The square of `side` pixels in the middle of (C, H, W), half a pixel to the top left where it cannot be."""
+    """The middle square of `side` pixels of (C, H, W), half a pixel to the top left if the middle is between pixels."""
     top, left = (x.shape[1] - side) // 2, (x.shape[2] - side) // 2
     return x[:, top : top + side, left : left + side]
 

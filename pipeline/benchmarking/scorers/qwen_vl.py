@@ -21,13 +21,13 @@ ROWS = 16  # images in one call of the model
 class QwenVL:
     """The model and its processor.
 
-    Answers are greedy, with the repetition penalty of the folder: it is part of the official protocols. Only rows of
-    one length share a call, for the penalty would count the padding. So an image's answer does not depend on its
-    neighbours, except for rounding.
+    Answers are greedy, with the repetition penalty of the model's folder, as in the official protocols. The penalty
+    would count padding, so only rows of equal length share a call. So an image's answer does not depend on the other
+    images, except for rounding.
 
     Args:
-        model: On its device.
-        processor: Of the same folder.
+        model: The model, on its device.
+        processor: The processor from the same folder.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -35,7 +35,7 @@ class QwenVL:
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image], questions: Sequence[str], answer: str) -> list[float]:
-        """How probable an answer of one token is, for each image with its question.
+        """The probability of an answer of one token, for each image with its question.
 
         Args:
             images: RGB images of any sizes.
@@ -65,7 +65,7 @@ class QwenVL:
         Args:
             images: RGB images of any sizes.
             questions: One for each image.
-            max_new_tokens: Where a longer answer ends.
+            max_new_tokens: Longer answers are cut after so many tokens.
         """
         found = [""] * len(images)
         for rows, inputs in self._calls(images, questions):
@@ -78,7 +78,7 @@ class QwenVL:
         return found
 
     def _calls(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
-        """The rows of each call, and what the model reads of them."""
+        """The rows of each call, with the model's inputs."""
         messages = [
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
             for image, question in zip(images, questions, strict=True)
@@ -103,8 +103,8 @@ def load(folder: Path, device: torch.device) -> QwenVL:
     """The model of a folder, loaded once for all scorers; bfloat16 on a GPU, float32 on the CPU.
 
     Raises:
-        ValueError: The folder or a file is missing or unreadable, the model is another one, or a tensor is missing or
-            of another shape.
+        ValueError: The folder or a file is missing or unreadable, the model has another type, or a tensor is missing
+            or of another shape.
     """
     model_files.require(QWEN_VL, folder, "config.json", "generation_config.json")
     kind = model_files.read_json(QWEN_VL, folder / "config.json").get("model_type")
@@ -119,7 +119,7 @@ def load(folder: Path, device: torch.device) -> QwenVL:
             ignore_mismatched_sizes=True,
         )
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # of many kinds, by what is wrong with which file
+    except Exception as error:  # the type depends on the file and its fault
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"the weight {QWEN_VL.name} must be a whole folder, got {folder} ({reason})") from error
     wrong = sorted(found["missing_keys"] | {name for name, *_ in found["mismatched_keys"]})

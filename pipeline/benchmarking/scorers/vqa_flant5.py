@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 class VqaFlanT5:
     """The scorer `vqascore_clip-flant5-xxl`.
 
-    The preparation of images is that of pi-Flow's evaluation: the image is padded after normalisation and resized as
-    a tensor. t2v_metrics pads with CLIP's mean colour in 8 bits and resizes with Pillow, which differs in the last
-    digits. The softmax is in float32 where pi-Flow's is in bfloat16. A question is read whole, where both cut it after
-    2048 tokens.
+    Images are prepared as in pi-Flow's evaluation: an image is padded after normalisation and resized as a tensor.
+    t2v_metrics pads with CLIP's mean colour in 8 bits and resizes with Pillow, which differs in the last digits. The
+    softmax is in float32; pi-Flow's is in bfloat16. A question is read whole; both others cut it after 2048 tokens.
     """
 
     model: FigureQuestion

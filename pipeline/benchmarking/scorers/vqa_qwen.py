@@ -23,10 +23,10 @@ QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
 
 @dataclass(frozen=True, kw_only=True)
 class VqaQwen:
-    """The scorer `vqascore_qwen2.5-vl-7b`: t2v_metrics 3.1's, whose scale is not that of CLIP-FlanT5.
+    """The scorer `vqascore_qwen2.5-vl-7b`: the score of t2v_metrics 3.1, which has another scale than CLIP-FlanT5's.
 
-    Where the model's likeliest token is the end of its answer, t2v_metrics fails. Here the image has a score like any
-    other.
+    If the model's likeliest first token is the end of its answer, t2v_metrics fails. This scorer gives the image a
+    score like any other.
     """
 
     model: QwenVL

@@ -1,4 +1,4 @@
-"""The choices of `glance export --format`: a new one is a file of this package and an entry of the table."""
+"""The choices of `glance export --format`: a new format is a file of this package and an entry of the table."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,16 @@ def export(name: str, folder: Path, out: Path, *, base: Path | None = None) -> l
 
     Args:
         name: A key of FORMATS.
-        folder: The bundle; it is only read.
+        folder: The bundle, which is only read.
         out: The folder to make.
-        base: The base model's folder; None = the one that the bundle names.
+        base: The base model's folder; None = the folder that the bundle names.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: There is no such format; `out` is there, or lies in the bundle or the base; the folder holds no
-            bundle, or the base is missing or another model; or the format refuses the bundle.
+        ValueError: The format is unknown or refuses the bundle; `out` exists, or lies in the bundle or the base; the
+            folder holds no bundle; or the base is missing or another model.
     """
     names.check("--format", name, FORMATS)
     if out.exists():

@@ -1,4 +1,4 @@
-"""What every format is made of."""
+"""The type of every format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ class Format:
     """A way to write a bundle for other tools: a folder beside the bundle, which the bundle's digest does not cover."""
 
     name: str
-    """What `glance export --format` calls it."""
+    """The name for `glance export --format`."""
     description: str
     """What the folder holds, in one line."""
     write: Callable[[Bundle, Path], list[Path]]
     """write(bundle, folder) -> files: fills an empty folder, and returns the files as paths below it.
 
-    The folder that `bundle.base()` names holds the bundle's own base. Raises ValueError where the bundle cannot be
-    written like that.
+    The folder that `bundle.base()` names holds the bundle's own base. Raises ValueError if the format
+    cannot hold the bundle.
     """

@@ -21,8 +21,8 @@ SHARD = "10GB"  # as diffusers splits
 def write(bundle: Bundle, folder: Path) -> list[Path]:
     """Writes <phase>/transformer of each phase, and the manifest, which has the levels and the handoff.
 
-    A weight is W + B A. The sum is float32 and rounded once to the bundle's dtype: these are the weights that
-    `generating.generate` puts in place. W has the bundle's LoRAs in it.
+    A weight is W + B A, where W includes the bundle's LoRAs. The sum is computed in float32 and rounded once to the
+    bundle's dtype: `generating.generate` computes with the same weights.
 
     Raises:
         ValueError: An adapter names a module that the base lacks, or one of another shape; or the base cannot be
@@ -40,7 +40,7 @@ def write(bundle: Bundle, folder: Path) -> list[Path]:
 
 
 def _save_adapted(transformer: nn.Module, phase: str, state: adapters.State, place: Path) -> None:
-    """Writes the transformer's weights with an adapter in them as diffusers does: one file, or several with an index.
+    """Writes the transformer's weights with an adapter fused in, as diffusers does: one file, or several with an index.
 
     The adapted weights are copied for one phase at a time: both at once would take three times the base's memory.
     """

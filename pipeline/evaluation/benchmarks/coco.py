@@ -13,18 +13,18 @@ from pipeline.evaluation.benchmarks.official import Distance, Item, Metric, Offi
 from pipeline.evaluation.benchmarks.records import lines, wrong
 
 COUNT = 10_000
-SEED = 0  # of the order of COCO's images
+SEED = 0  # decides the order of COCO's images
 
 
 def parse(files: Mapping[str, Path]) -> list[Item]:
     """The first 10,000 captions of one file.
 
     Args:
-        files: Either a text file, one caption a line, or COCO's captions_val2014.json. Of the second each image gives
-            the caption with its lowest annotation id, and the images come in an order that `SEED` decides.
+        files: Either a text file, one caption a line, or COCO's captions_val2014.json. In the JSON each image
+            gives its caption with the lowest annotation id, and `SEED` decides the order of the images.
 
     Raises:
-        ValueError: It is not one file, a line is empty, or the JSON has another format.
+        ValueError: There is not exactly one file, a line is empty, or the JSON has another format.
     """
     if len(files) != 1:
         raise ValueError(f"coco must have one file of captions, got {len(files)}: {', '.join(files) or 'none'}")

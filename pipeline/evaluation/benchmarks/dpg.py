@@ -32,23 +32,23 @@ SUMMARY = "Model: "  # the line after the images' lines
 
 
 def parse(files: Mapping[str, Path]) -> list[Item]:
-    """The prompts as they are, white space at their ends too. Raises ValueError where a line has another format."""
+    """The prompts unchanged, with the white space at their ends. Raises ValueError where a line has another format."""
     records = json_lines(files[PROMPTS], {"item_id": str, "prompt": str})
     return [Item(id=record["item_id"], prompt=record["prompt"]) for _, record in records]
 
 
 def layout(root: Path, items: Sequence[Item], images: Mapping[str, ImageOf], seeds: int) -> None:
-    """<item_id>.png, a grid of the four images; the scorer takes any other file for a broken image."""
+    """<item_id>.png, a grid of the four images; the scorer would take any other file for a broken image."""
     image_of = layouts.only(images)
     for item in items:
         layouts.grid([image_of(item, seed) for seed in range(seeds)], root / f"{item.id}.png")
 
 
 def commands(call: Call) -> list[list[str]]:
-    """Asks the questions of every image; with the option `fix_first_row` those of a list whose first row stands twice.
+    """Asks the questions about every image; the option `fix_first_row` repeats the first row, which the scorer skips.
 
     Raises:
-        ValueError: The images are not square, which the scorer takes them for; or the option is not true or false.
+        ValueError: The images are not square, as the scorer assumes, or the option is not true or false.
     """
     if call.height != call.width:
         raise ValueError(f"dpg must have square images, got {call.height} x {call.width}")
@@ -94,7 +94,7 @@ DPG = OfficialBenchmark(
         site="github",
         repository="TencentQQGYLab/ELLA",
         revision=COMMIT,
-        # made of the files dpg_bench/prompts/<item_id>.txt, each its text unchanged
+        # made from the files dpg_bench/prompts/<item_id>.txt, each text unchanged
         files=(SourceFile(path=PROMPTS, sha256="b71b8072c180a306c923c4fa0d7c13bfc6f4b7bc5071f9dc8d5e316348a7a5cb"),),
         licence="Apache-2.0, prompts and scorer",
         shipped=True,
@@ -124,9 +124,9 @@ DPG = OfficialBenchmark(
             layout=layout,
             commands=commands,
             parse=read,
-            note=f"The scorer skips the first row of its questions, so that {FIRST} fails and 1,064 of 1,065 prompts"
-            " count; with the option fix_first_row: true all count. Its scores by category are of each prompt's last"
-            " image alone and are not read. Several `processes` write to one file at once: a broken line is refused.",
+            note=f"The scorer skips the first row of its questions. So {FIRST} fails and 1,064 of 1,065 prompts count;"
+            " with the option fix_first_row: true all count. The scorer's scores by category cover only the last image"
+            " of a prompt and are not read. Several `processes` write to one file at once: broken lines are refused.",
         ),
     ),
     published=(qwen_image("dpg", 88.30),),

@@ -30,7 +30,7 @@ IMAGE = re.compile(r"(\d+)/samples/(\d+)\.png$")
 
 
 def parse(files: Mapping[str, Path]) -> list[Item]:
-    """The prompts, each with the line of metadata that the scorer reads. Raises ValueError for another format."""
+    """The prompts, each with the line of metadata for the scorer. Raises ValueError for another format."""
     items = []
     for line, metadata in json_lines(files[METADATA], {"tag": str, "include": list, "prompt": str}):
         name = f"{line - 1:05d}"  # the folder of the prompt's images
@@ -125,8 +125,9 @@ GENEVAL = OfficialBenchmark(
                 "detector": "folder of mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco.pth, which"
                 " evaluation/download_models.sh fetches"
             },
-            note="It needs a CUDA device and mmdet 2.x from its repository: the package lacks the detector's"
-            " configuration, which the option `config` can name too. With a checkpoint of mmdet 3 all scores are 0.",
+            note="The scorer needs a CUDA device and mmdet 2.x from mmdet's repository, since the package lacks the"
+            " detector's configuration; the option `config` can name this file too. With a checkpoint of mmdet"
+            " 3 all scores are 0.",
         ),
     ),
     published=(qwen_image("geneval", 0.86),),

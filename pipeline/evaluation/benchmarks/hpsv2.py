@@ -21,7 +21,7 @@ from pipeline.evaluation.benchmarks.official import (
 from pipeline.evaluation.benchmarks.published import qwen_image
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
-JPEG = {"quality": 95, "subsampling": 0}  # the package does not say how its .jpg files are made
+JPEG = {"quality": 95, "subsampling": 0}  # the package does not document its JPEG settings
 EVALUATE = "import sys, hpsv2; hpsv2.evaluate(sys.argv[1], hps_version='v2.1')"  # v2.0 is the default elsewhere in it
 PRINT = 'exec "$0" -c "$1" "$2" > "$3"'
 
@@ -51,7 +51,7 @@ def commands(call: Call) -> list[list[str]]:
 
 
 def read(out: Path, items: Sequence[Item], arm: str) -> list[Value]:
-    """Nothing: the package prints the means of the styles alone, for a look at the in-process scorer's."""
+    """No values: the package prints only the means of the styles, to compare with those of the in-process scorer."""
     return []
 
 
@@ -95,8 +95,8 @@ HPSV2 = OfficialBenchmark(
             layout=layout,
             commands=commands,
             parse=read,
-            note="The package gives no value of an image, so that no number of the table is made of it. It reads JPEG"
-            " files, the in-process scorer the images themselves: the last digits can differ.",
+            note="The package gives no value per image, so the table has no number from it. The package reads JPEG"
+            " files and the in-process scorer the images themselves: the last digits can differ.",
         ),
     ),
     published=(qwen_image("hpsv2", 30.83),),

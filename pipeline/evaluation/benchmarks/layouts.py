@@ -14,7 +14,7 @@ from pipeline.evaluation.benchmarks.official import ImageOf
 
 
 def only(images: Mapping[str, ImageOf]) -> ImageOf:
-    """The images of the one arm of a layout that holds one arm."""
+    """The images of the only arm, for a layout of one arm."""
     (images_of_arm,) = images.values()
     return images_of_arm
 
@@ -29,7 +29,7 @@ def grid(images: Sequence[Path], target: Path, columns: int = 2, **saving: Any) 
     """Puts images of one size into one file, row by row from the top left: TL, TR, BL, BR for four.
 
     Args:
-        images: PNG files; a whole number of rows.
+        images: PNG files that fill a whole number of rows.
         target: The file; its suffix decides the format.
         columns: Images side by side.
         saving: What Pillow's `save` takes, such as quality.

@@ -30,7 +30,7 @@ FIELDS = ("matched", "words")
 
 
 def parse(files: Mapping[str, Path], *, language: str) -> list[Item]:
-    """The prompts with the texts that the image must show. Raises ValueError where a line has another format."""
+    """The prompts, each with the texts that its image must show. Raises ValueError where a line has another format."""
     (path,) = files.values()
     items = []
     keys = {"prompt_id": int, "prompt": str, "category": str, "length": str, "text": list}
@@ -50,7 +50,7 @@ def layout(root: Path, items: Sequence[Item], images: Mapping[str, ImageOf], see
 
 
 def commands(call: Call, *, language: str) -> list[list[str]]:
-    """Reads the texts, one process a GPU, puts the processes' files together and counts the words."""
+    """Reads the texts with one process per GPU, joins the files of the processes and counts the words."""
     read = ["env", "--chdir=textbench", call.python, "-m", "torch.distributed.run"]
     read += ["--nnodes=1", f"--nproc_per_node={call.options.get('processes', '1')}", "evaluate_text_reward.py"]
     read += ["--sample_dir", str(call.images), "--output_dir", str(call.out), "--mode", language]
@@ -82,7 +82,7 @@ def _benchmark(name: str, title: str, language: str, file: str, sha256: str) -> 
     return OfficialBenchmark(
         name=name,
         title=title,
-        about="Whether long texts within an image can be read; words beside them cost nothing.",
+        about="Whether long texts within an image can be read; extra words cost nothing.",
         source=Source(
             site="github",
             repository="X-Omni-Team/X-Omni",
@@ -115,8 +115,8 @@ def _benchmark(name: str, title: str, language: str, file: str, sha256: str) -> 
                 layout=layout,
                 commands=partial(commands, language=language),
                 parse=read,
-                note="It needs a CUDA device, transformers 4.52 and the commands env and sh. It removes one of its two"
-                ' phrases of the reader, "No text recognized.", and leaves "addCriterion" in the text.',
+                note="The scorer needs a CUDA device, transformers 4.52 and the commands env and sh. Of the reader's"
+                ' own phrases it removes "No text recognized." but leaves "addCriterion" in the text.',
             ),
         ),
     )

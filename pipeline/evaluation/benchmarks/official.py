@@ -1,7 +1,7 @@
 """What an official benchmark is: its prompts, the files that its scorers read, and how scores become numbers.
 
-An entry is one file of this folder and one line of `table.py`. It computes nothing by itself: `pipeline/benchmarking`
-fetches its prompts, generates its images, runs its scorers and collects its table.
+A benchmark is one file of this folder and one line of `table.py`. The file only describes: `pipeline/benchmarking`
+fetches the prompts, generates the images, runs the scorers and collects the table.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Item:
 
     Attributes:
         id: The benchmark's own name of the prompt, unique within it.
-        prompt: The text that an image is generated of, unchanged.
-        category: Its group, such as GenEval's tag, within which a bootstrap draws; "" where there is none.
+        prompt: The text that an image is generated from, unchanged.
+        category: Group of the prompt, such as GenEval's tag; a bootstrap draws within groups. "" if there is none.
         extra: What a scorer needs beside the prompt, in JSON's types.
     """
 
@@ -41,8 +41,8 @@ class SourceFile:
     """One file of a benchmark's source.
 
     Attributes:
-        path: Its path in the repository; its last part is the file's name here.
-        sha256: Hex digest of its bytes; None where nobody could read the file yet: then the counts alone are checked.
+        path: Path in the repository; its last part is also the local file name.
+        sha256: Hex digest of the file; None if nobody could read the file yet, then only the counts are checked.
     """
 
     path: str
@@ -62,7 +62,7 @@ class Source:
         site: "github", "hub-dataset", "local" (written by this project) or "user" (the one file that the user names).
         repository: "owner/name"; "" for a local source and for the user's file.
         revision: The commit.
-        files: All that `parse` reads, but for the user's file.
+        files: All files that `parse` reads, except the user's own.
         licence: SPDX name and what it means for the prompts, in one line.
         shipped: Whether the files come with this project, in `benchmarks/prompts/<benchmark>/`.
     """
@@ -77,12 +77,12 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """What a scorer says of one image, or of all images of one prompt.
+    """A scorer's result for one image, or for all images of one prompt.
 
     Attributes:
         item: The prompt's id.
-        seed: The number of the image among those of its prompt, from 0; None where the scorer judges the prompt whole.
-        fields: Numbers, or texts that the scorer read in the image.
+        seed: Number of the image within its prompt, from 0; None if the scorer judges all images of a prompt at once.
+        fields: Numbers by name, or texts that the scorer read in the image.
     """
 
     item: str
@@ -92,7 +92,7 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number of the table, made of one scorer's values.
+    """One number of the table, computed from one scorer's values.
 
     Attributes:
         column: Key, title, digits, unit and direction.
@@ -100,9 +100,9 @@ class Metric:
         fields: Which of the scorer's fields a prompt's row holds, each averaged over the prompt's images.
         statistic: How the rows of all prompts become one number.
         categories: Only prompts of these categories have a value; () = all.
-        scored: Which prompts have a value, where not all of the categories do.
-        lost: Ids of prompts that the scorer may leave out by a known bug: they count where they have a value.
-        retained: Whether the arm's number is shown as a share of the teacher's; else as a difference.
+        scored: Whether a prompt of the categories has a value; None = all have.
+        lost: Ids of prompts that a known bug of the scorer may leave out; such a prompt counts if it has a value.
+        retained: Whether the arm's number is shown as a share of the teacher's number; else as a difference.
     """
 
     column: Column
@@ -121,7 +121,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """One number of the table, made of the features of all images: a distance between two distributions.
+    """One number of the table, computed from the features of all images: a distance between two distributions.
 
     Attributes:
         column: Key, title, digits and direction.
@@ -137,7 +137,7 @@ class Distance:
 
 
 ImageOf = Callable[[Item, int], Path]
-"""The PNG file of an image, by prompt and by its number among the images of the prompt."""
+"""The PNG file of an image, by prompt and by number within the prompt."""
 Layout = Callable[[Path, Sequence[Item], Mapping[str, ImageOf], int], None]
 """Writes an official layout: the root to fill, the prompts, the images of each arm by its name (one arm where a scorer
 takes one at a time), images per prompt."""
@@ -145,7 +145,7 @@ takes one at a time), images per prompt."""
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What an external scorer's command is made of.
+    """The arguments of an external scorer's commands.
 
     Attributes:
         python: The interpreter of the scorer's environment.
@@ -155,7 +155,7 @@ class Call:
         arms: The arms whose images lie in the layout.
         height: Pixels of one image.
         width: Pixels of one image.
-        options: What the user set for this scorer beside these, such as a folder of weights.
+        options: The user's other settings for this scorer, such as a folder of weights.
     """
 
     python: str
@@ -173,13 +173,13 @@ class External:
     """A scorer that runs in an environment of its own, by its official command.
 
     Attributes:
-        name: Of the scorer, as `Metric.scorer` names it.
+        name: Name of the scorer, as in `Metric.scorer`.
         version: The commit of the official code that this entry was written for.
-        layout: Writes the files that it reads.
-        commands: Its command lines, in order; each runs in the checkout.
-        parse: Reads what it wrote into `Call.out`: every value of one arm. Raises ValueError where a line is wrong.
-        needs: The options that the user must set, with what each is.
-        note: What a user must know of its bugs; "" is nothing.
+        layout: Writes the files that the scorer reads.
+        commands: The scorer's command lines, in order; each runs in the checkout.
+        parse: Reads every value of one arm from the scorer's files in `Call.out`. Raises ValueError for a wrong line.
+        needs: The options that the user must set, each with a description.
+        note: What a user must know about the scorer's needs and bugs, or "".
         whole: The scorer takes all arms in one call.
     """
 
@@ -217,13 +217,13 @@ class OfficialBenchmark:
     Attributes:
         name: As commands name it.
         title: As tables show it.
-        about: What it measures, in one sentence.
+        about: What the benchmark measures, in one sentence.
         source: Where the prompts come from.
         parse: The prompts, from the source's files by name. Raises ValueError where a file has another format.
-        counts: How many prompts each category has; `prepare` refuses others.
+        counts: How many prompts each category has; `prepare` refuses other counts.
         seeds: Images per prompt.
-        metrics: The numbers that are made of scorers' values.
-        distances: The numbers that are made of features.
+        metrics: The numbers computed from scorers' values.
+        distances: The numbers computed from features.
         external: The scorers that run in an environment of their own.
         published: What others measured.
         sanity: For a metric, the least value of a working teacher run: below it the scorer is broken.
@@ -271,11 +271,11 @@ def by_prompt(metric: Metric, values: Sequence[Value], items: Sequence[Item]) ->
 
     Args:
         metric: Which fields are read.
-        values: Of one arm; every prompt that the metric asks for has at least one, but for those that it may lose.
+        values: Values of one arm, at least one for each prompt of the metric except those in `Metric.lost`.
         items: The prompts.
 
     Returns:
-        float64 (P, F): each field's mean over the images of a prompt, and int64 (P,): the place of its category.
+        float64 (P, F): each field's mean over the images of a prompt, and int64 (P,): the index of its category.
 
     Raises:
         ValueError: A prompt has no value, or a value lacks a field.
@@ -291,7 +291,7 @@ def by_prompt(metric: Metric, values: Sequence[Value], items: Sequence[Item]) ->
     missed = [name for name, rows in found.items() if not rows]
     empty = [name for name in missed if name not in metric.lost]
     if empty:
-        which = f"{len(empty)}, the first of which is {empty[0]}"
+        which = f"{len(empty)}, the first is {empty[0]}"
         raise ValueError(f"{metric.scorer} must have a value for each of {len(asked)} prompts, got none for {which}")
     asked = [item for item in asked if item.id not in missed]
     categories = {category: place for place, category in enumerate(dict.fromkeys(item.category for item in asked))}

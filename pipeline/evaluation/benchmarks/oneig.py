@@ -33,14 +33,14 @@ class Edition:
     """The English or the Chinese half.
 
     Attributes:
-        name: Of the benchmark.
-        title: Of the benchmark.
+        name: Name of the benchmark.
+        title: Title of the benchmark.
         language: "en" or "zh".
         prompts: The list of prompts.
-        column: Of the prompts in that list.
-        suffix: Of the language's other files.
-        counts: Prompts by folder.
-        aligned: The folders whose images are asked questions.
+        column: Column of the prompts in the list.
+        suffix: Suffix of the language's other files.
+        counts: How many prompts each folder has.
+        aligned: The folders with questions about their images.
         worst: The edit distance that counts as no text at all.
     """
 
@@ -56,7 +56,7 @@ class Edition:
 
 
 def parse(files: Mapping[str, Path], *, edition: Edition) -> list[Item]:
-    """The prompts with what the scorers ask of them. Raises ValueError where a file has another format."""
+    """The prompts with the texts and questions for the scorers. Raises ValueError where a file has another format."""
     needed = {folder: _questions(files[f"{folder}{edition.suffix}.json"]) for folder in edition.aligned}
     needed["text"] = _column(files[f"text_content{edition.suffix}.csv"], "text_content", "text")
     styles = _column(files["style.csv"], "class", "style")
@@ -80,7 +80,7 @@ def _column(path: Path, column: str, key: str) -> dict[str, dict[str, Any]]:
 
 
 def _questions(path: Path) -> dict[str, dict[str, Any]]:
-    """The questions by prompt, and which of them must be answered with yes before a question counts; 0 is none."""
+    """Each prompt's questions and their parents: a question counts only if its parents get a yes; 0 is no parent."""
     found = {}
     for name, entry in artifacts.read_json(path).items():
         try:
@@ -101,7 +101,7 @@ def _has_style(item: Item) -> bool:
 
 
 def _metrics(edition: Edition) -> tuple[Metric, ...]:
-    """The five dimensions, and two of them again by the official code, which has no total of the five."""
+    """The five dimensions, and two of them also by the official code; there is no official total."""
     text, name, title = oneig_score(edition.worst), edition.name, edition.title
     return (
         Metric(

@@ -20,8 +20,8 @@ TEXT = ("ed", "cr", "wac_matched", "wac_words")
 KEEP = 'for kind in score prompt_score; do cp "$(ls results/"$0"_${kind}_"$1"_*.csv | tail -n 1)" "$2"; done'
 LATIN = "a-zA-Z0-9àâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ"
 NOTE = (
-    "It needs a CUDA device, of which it takes the first, and the models named in the official README. An image that is"
-    " all black counts as not generated."
+    "The scorer needs the models named in the official README and runs on the first CUDA device. An image that is all"
+    " black counts as not generated."
 )
 
 
@@ -32,7 +32,7 @@ def externals(version: str, language: str, folders: Sequence[str], aligned: Sequ
         version: The commit of the official code.
         language: "en" or "zh".
         folders: All folders of images.
-        aligned: Those whose images are asked questions.
+        aligned: The folders with questions about their images.
     """
     mode = language.upper()
 
@@ -48,8 +48,8 @@ def externals(version: str, language: str, folders: Sequence[str], aligned: Sequ
         )
 
     return (
-        scorer("reasoning", ("reasoning",), "It stops where its text model fails once; that model is gated."),
-        scorer("style", ("anime",), "Of the folder, the prompts with a style count."),
+        scorer("reasoning", ("reasoning",), "The scorer stops at the first failure of its text model, which is gated."),
+        scorer("style", ("anime",), "Only the prompts with a style count."),
         scorer("diversity", folders, ""),
         scorer("alignment", aligned, "", own="_official"),
         scorer(
@@ -84,15 +84,15 @@ def commands(call: Call, *, dimension: str, mode: str, folders: Sequence[str]) -
 
 
 def read(out: Path, items: Sequence[Item], arm: str, *, dimension: str, mode: str, folder: str) -> list[Value]:
-    """One value a prompt of one arm, from the newest table of prompts; an empty cell is no value.
+    """One value per prompt of one arm, from the newest table of prompts; an empty cell gives no value.
 
     Args:
         out: The folder of the results.
         items: The prompts.
         arm: A column of the table.
-        dimension: Of the table; it names the one field too, but for "text", which has `TEXT`.
+        dimension: Dimension of the table, and name of the only field; "text" has the fields `TEXT`.
         mode: "EN" or "ZH".
-        folder: Of the prompts, where the table's ids are without it; else "".
+        folder: Folder of the prompts, if the table's ids lack it; else "".
 
     Raises:
         ValueError: There is no table, it has no such column, or a cell cannot be read.

@@ -1,4 +1,4 @@
-"""Files of one record a line: what is wrong in one is said with the file, the line, the rule and what was found."""
+"""Reads files of one record per line; an error names the file, the line, the rule and the value found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.evaluation.benchmarks.official import Item, Value
 
-LONGEST = 100  # letters of what was found
+LONGEST = 100  # letters shown of the value found
 
 
 def wrong(path: Path, line: int, rule: str, got: object) -> ValueError:
@@ -24,7 +24,7 @@ def wrong(path: Path, line: int, rule: str, got: object) -> ValueError:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers from 1, without their ends. Raises ValueError where it is no text."""
+    """The lines of a text file with their numbers from 1, without their ends. Raises ValueError for a binary file."""
     yield from enumerate(artifacts.read_text(path).removesuffix("\n").split("\n"), start=1)
 
 
@@ -33,7 +33,7 @@ def json_lines(path: Path, keys: Mapping[str, type]) -> Iterator[tuple[int, dict
 
     Args:
         path: The file.
-        keys: What each object must have, with its type.
+        keys: Required keys of each object, with their types.
 
     Raises:
         ValueError: A line is no JSON object, or a key is missing or of another type.
@@ -52,11 +52,11 @@ def json_lines(path: Path, keys: Mapping[str, type]) -> Iterator[tuple[int, dict
 
 
 def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with a header, with the number of the last line of each.
+    """The rows of a CSV file with a header, each with the number of its last line.
 
     Args:
         path: The file.
-        columns: What the header must have.
+        columns: Columns that the header must have.
 
     Raises:
         ValueError: A column is missing, or a row has another number of cells than the header.
@@ -81,7 +81,7 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
 
 
 def number(path: Path, line: int, name: str, text: object) -> float:
-    """A finite number. Raises ValueError where the text is none."""
+    """The text as a number. Raises ValueError unless the number is finite."""
     try:
         found = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -92,11 +92,11 @@ def number(path: Path, line: int, name: str, text: object) -> float:
 
 
 class Values:
-    """The values that a scorer's file gives, each prompt and seed once.
+    """Collects the values of a scorer's file, at most one for each prompt and seed.
 
     Args:
         path: The file, for messages.
-        items: The prompts that it may name.
+        items: The prompts that the file may name.
     """
 
     def __init__(self, path: Path, items: Sequence[Item]) -> None:
@@ -106,13 +106,13 @@ class Values:
         self._seen: set[tuple[str, int | None]] = set()
 
     def item(self, line: int, name: str) -> Item:
-        """A prompt by its id. Raises ValueError where there is none of this id."""
+        """A prompt by its id. Raises ValueError if no prompt has this id."""
         if name not in self._items:
             raise wrong(self._path, line, f"name one of the {len(self._items)} prompts", name)
         return self._items[name]
 
     def add(self, line: int, name: str, seed: int | None, **fields: float | str) -> None:
-        """Takes a value. Raises ValueError where there is no such prompt, or it has a value of this seed already."""
+        """Adds a value. Raises ValueError if the prompt is unknown or has a value for this seed already."""
         self.item(line, name)
         if (name, seed) in self._seen:
             image = name if seed is None else f"image {seed} of {name}"

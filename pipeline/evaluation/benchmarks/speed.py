@@ -1,4 +1,4 @@
-"""What is shown of latency.json, in every benchmark."""
+"""The columns from latency.json, which every benchmark shows."""
 
 from __future__ import annotations
 

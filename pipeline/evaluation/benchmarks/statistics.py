@@ -1,7 +1,7 @@
 """How the rows of all prompts become one number, for all bootstrap resamples at once.
 
-A statistic takes what a resample adds up, so that a resample costs one matrix product and the same resamples serve the
-arm and the teacher.
+A statistic takes the sums of a resample. So a resample costs one matrix product, and the arm and the teacher share the
+same resamples.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def ratio_of_sums(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def resampled(rows: np.ndarray, categories: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The sums and counts of bootstrap resamples of prompts, drawn within each category.
 
-    The same rows' shape, categories and seed give the same resamples, so that an arm and the teacher stay paired.
+    Equal shape of rows, categories and seed give equal resamples, so that an arm and the teacher stay paired.
 
     Args:
         rows: float64 (P, F).

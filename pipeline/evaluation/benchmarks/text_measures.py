@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.evaluation.benchmarks.statistics import Statistic
 
-_LETTERS = "\u4e00-\u9fa5a-zA-Z0-9àâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ"  # all that both benchmarks compare
+_LETTERS = "\u4e00-\u9fa5a-zA-Z0-9àâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ"  # the letters that both benchmarks compare
 _FOREIGN = re.compile(rf"[^{_LETTERS}\s]")
 _SPACE = re.compile(r"\s+")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -20,17 +20,17 @@ LANGUAGES = ("en", "zh")
 def longtext(wanted: Sequence[str], read: str, language: str) -> dict[str, float]:
     """LongText-Bench's counts of one image; its score is the sum of `matched` over the sum of `words` of all images.
 
-    Words count in English whatever their case, characters in Chinese. The order does not count, and what was read
-    beside the wanted text costs nothing.
+    English is compared by words, whatever their case; Chinese is compared by characters. The order does not count, and
+    extra text costs nothing.
 
     Args:
         wanted: The texts that the prompt asks for.
-        read: The answer of the reading model. Of its own phrases only "No text recognized." is taken out, which is
-            what the official code does.
+        read: The answer of the reading model. Of the model's own phrases only "No text recognized." is removed, as in
+            the official code.
         language: "en" or "zh".
 
     Returns:
-        `matched`: words that are wanted and read, each as often as in both; `words`: words that are wanted.
+        `matched`: words that are wanted and read, each counted as often as both texts have it; `words`: wanted words.
 
     Raises:
         ValueError: The language is another one, or no word is wanted.
@@ -55,13 +55,13 @@ def oneig(wanted: str, read: str) -> dict[str, float]:
         read: The answer of the reading model.
 
     Returns:
-        `ed`: the edit distance in characters; `cr`: 1 where the two are equal, else 0; `wac_matched`: words that are
+        `ed`: the edit distance in characters; `cr`: 1 if both texts are equal, else 0; `wac_matched`: words that are
         wanted and read; `wac_words`: words that are wanted.
 
     Raises:
         ValueError: No word is wanted.
     """
-    for phrase in ("addCriterion", "No text recognized."):  # the reading model's own
+    for phrase in ("addCriterion", "No text recognized."):  # the reading model's own phrases
         read = read.replace(phrase, "")
     wanted_text, read_text = _oneig_text(wanted), _oneig_text(read)
     if not wanted_text:
@@ -80,12 +80,12 @@ def oneig(wanted: str, read: str) -> dict[str, float]:
 def oneig_score(longest: float) -> Statistic:
     """OneIG-Bench's text score of all prompts.
 
-    The rows hold `ed`, `cr`, `wac_matched` and `wac_words`. With ED and CR their means and WAC the sum of matched words
-    over the sum of wanted words, the score is 1 - min(L, ED) (1 - CR) (1 - WAC) / L. Scores of single prompts have no
-    meaning: their mean is another number.
+    The rows hold `ed`, `cr`, `wac_matched` and `wac_words`. ED and CR are the means of `ed` and `cr`; WAC is the sum of
+    matched words over the sum of wanted words. The score is 1 - min(L, ED) (1 - CR) (1 - WAC) / L. Scores of single
+    prompts have no meaning: the mean of such scores is another number.
 
     Args:
-        longest: L, the edit distance in characters from which on it does not grow: 100 in English, 50 in Chinese.
+        longest: L, the largest edit distance that counts, in characters: 100 in English, 50 in Chinese.
     """
 
     def score(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -101,12 +101,12 @@ oneig_score_zh = oneig_score(50)
 
 
 def matched(wanted: Sequence[str], read: Sequence[str]) -> int:
-    """How many words two texts share, each as often as in both."""
+    """How many words two texts share, each counted as often as both texts have it."""
     return sum((Counter(wanted) & Counter(read)).values())
 
 
 def levenshtein(first: str, second: str) -> int:
-    """The least number of insertions, deletions and replacements of characters that make one text of the other."""
+    """The least number of insertions, deletions and replacements of characters that turn one text into the other."""
     letters, places = np.array(list(second)), np.arange(len(second) + 1)
     row = places
     for number, letter in enumerate(first, start=1):

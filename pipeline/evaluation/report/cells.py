@@ -28,12 +28,12 @@ def between(low: float, high: float) -> str:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A number with so many decimals, or a dash."""
+    """A number with `digits` decimals, or a dash."""
     return DASH if value is None else f"{value:.{digits}f}"
 
 
 def column_label(measure: Column) -> str:
-    """A column's label as a head; a name of the code stays as it is."""
+    """A column's label as a table head, capitalised unless it is a name of the code."""
     return measure.label if "_" in measure.label else measure.label[0].upper() + measure.label[1:]
 
 

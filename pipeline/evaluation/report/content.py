@@ -1,4 +1,4 @@
-"""What the report shows, gathered from what the stages before it wrote."""
+"""What the report shows, gathered from the files of the earlier stages."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Content:
     """Everything the page shows.
 
     Attributes:
-        metrics: What `outcome.read` gives: scores and times.
-        arms: In the order of the tables.
-        titles: Of the arms in `side_by_side`.
+        metrics: Scores and times, as `outcome.read` gives them.
+        arms: The arms, in the order of the tables.
+        titles: Titles of the arms in `side_by_side`.
         side_by_side: One row per shown prompt.
-        failure_titles: Of the arms in `failures`.
-        failures: Prompts where the teacher passes and the student does not, the first few.
+        failure_titles: Titles of the arms in `failures`.
+        failures: The first prompts where the teacher passes and the student does not.
         histories: (train_step, loss) by adapter.
-        trained_here: Whether this project trained the pair, and so knows on which prompts.
-        snr: Of each teacher step.
+        trained_here: Whether this project trained the pair, so that its training prompts are known.
+        snr: SNR at each teacher step.
         slow_steps: Teacher steps at which the student's slow steps start.
-        fast_steps: Teacher steps at which its fast steps start.
-        provenance: What this was made of, label to text.
+        fast_steps: Teacher steps at which the student's fast steps start.
+        provenance: What the evaluation was made of, label to text.
         params: The parameters, as nested dicts.
     """
 
@@ -63,7 +63,7 @@ def gather(
 
     Args:
         params: All parameters.
-        images: Of every arm.
+        images: The images of every arm.
         evaluation: The folder with metrics.json and prompts.csv.
         histories: Losses by adapter.
         trained_here: Whether this project's stages trained the pair.

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours come from the page's CSS classes, so that they follow its light or dark mode."""
+"""Charts as inline SVG. Colours come from the page's CSS classes and so follow its light or dark mode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.evaluation.report.markup import tag, text
 
 LABEL_GAP = 14  # px between the baselines of neighbouring labels
-LETTER = 6.8  # px, width of a label's letter at most
+LETTER = 6.8  # px, largest width of a letter in a label
 WIDTH = 520  # px
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 44  # px, margins
 LABELS = 114  # px to the right of a chart whose lines are labelled at their ends
@@ -45,7 +45,7 @@ class Axis:
         high: Data at the last pixel, other than low.
         start: First pixel.
         end: Last pixel.
-        log: Logarithmic; low and high are above 0 then.
+        log: Whether the axis is logarithmic; low and high must then be above 0.
     """
 
     low: float
@@ -60,7 +60,7 @@ class Axis:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values along the axis: powers of ten, with 2 and 5 where they are few; or four to eight even steps."""
+        """Round values along the axis: powers of ten (times 2 and 5 if these are few), or four to eight even steps."""
         low, high = sorted((self.low, self.high))
         if self.log:
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -97,10 +97,10 @@ def over_nfe(
     Args:
         points: One per arm, x its NFE.
         curve: Labels of the points that a line connects: the same model at different costs.
-        y_label: What is up.
+        y_label: Label of the y axis.
         title: For readers who do not see the picture.
-        y_text: How ticks of y are written.
-        log: Whether y is logarithmic; values are above 0 then.
+        y_text: Formats a tick of y.
+        log: Whether y is logarithmic; values must then be above 0.
     """
     height = 360
     values = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
@@ -201,7 +201,7 @@ def snr_over_steps(snr: Sequence[float], slow: Sequence[int], fast: Sequence[int
 
 
 def bar(value: float, low: float, high: float, kind: str, full: float) -> str:
-    """A bar from 0 to `value` of `full` with its interval and a line at 1, to stand in a table cell."""
+    """A bar for a table cell: `value` on a scale from 0 to `full`, with its interval and a line at 1."""
     width, height = 100, 16
     x = Axis(0, full, 0, width)
     parts = (
@@ -258,14 +258,14 @@ def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list
 def _free(
     span: Sequence[float], at: float, taken: Sequence[tuple[float, float, float]], low: float, high: float
 ) -> float:
-    """The baseline nearest to `at` within [low, high] where a label over `span` meets none of `taken`.
+    """The baseline nearest to `at` within [low, high] where a label over `span` overlaps none of `taken`.
 
     Args:
         span: First and last pixel of the label.
-        at: The baseline that it would have alone.
-        taken: First and last pixel and baseline of the labels that are there.
+        at: The preferred baseline.
+        taken: First pixel, last pixel and baseline of each label already placed.
         low: The topmost baseline.
-        high: The lowest one.
+        high: The lowest baseline.
     """
     for offset in (sign * step for step in range(int(high - low)) for sign in (1, -1)):
         beside = (span[1] < first or span[0] > last for first, last, _ in taken)

@@ -11,7 +11,7 @@ History = list[tuple[int, float]]
 
 
 def read(slow: Path, fast: Path, controls: Path) -> dict[str, History]:
-    """The losses of every adapter from the history.csv of its stage; a stage without one gives none."""
+    """The losses of every adapter from the history.csv of its stage; a stage without this file gives no losses."""
     found: dict[str, History] = {}
     for name, folder in (("slow", slow), ("fast", fast), ("", controls)):
         file = folder / "history.csv"

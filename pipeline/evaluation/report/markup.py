@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-VOID = frozenset({"img", "meta", "line", "circle", "rect", "polyline"})  # written without an end tag's content
+VOID = frozenset({"img", "meta", "line", "circle", "rect", "polyline"})  # elements without content and end tag
 
 
 def text(value: object) -> str:
-    """Any value as text that no browser takes for markup."""
+    """Any value as escaped text, which no browser takes for markup."""
     return escape(str(value), quote=True)
 
 
@@ -18,7 +18,7 @@ def tag(element: str, /, *children: str, css: str | None = None, **attributes: o
     """An element.
 
     Args:
-        element: Its name.
+        element: Name of the element.
         children: Markup inside; plain words go through `text` first.
         css: The class attribute.
         attributes: Other attributes, underscores for hyphens; floats are written with one decimal, True as a bare name,
@@ -41,7 +41,7 @@ def table(label: str, heads: Sequence[Sequence[str]], rows: Sequence[str]) -> st
     """A table that scrolls on its own where the page is narrow, reachable by keyboard.
 
     Args:
-        label: Its name for readers who do not see it.
+        label: Name of the table for screen readers.
         heads: Rows of <th> elements.
         rows: <tr> elements.
     """

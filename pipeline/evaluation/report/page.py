@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page that a person reads from what matters to where it comes from."""
+"""The report: one self-contained HTML page, from the headline numbers down to the provenance."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pipeline.evaluation.report.verdicts import RIVALS, verdicts
 
 GUIDED_CURVE = (REFERENCE, "base_guided", "base_guided_equal_cost")  # the same guided model at three costs
 LOSS_STYLES = {"slow": "slow", "fast": "fast", "single": "base"}  # colours of the loss curves, else the teacher's
-SHOWN = 4  # prompts side by side that are not folded
+SHOWN = 4  # prompts shown side by side before the folded part
 TABLE = (*SCENES.columns, SPEED[0])  # the columns of "Every arm"
 
 
 def page(content: Content) -> str:
-    """The whole report as HTML text; no script, and nothing that a browser would have to fetch."""
+    """The whole report as HTML text, without scripts and without anything that a browser must fetch."""
     head = (
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -99,7 +99,7 @@ def _headline(content: Content) -> str:
 
 
 def _unscored(metrics: Mapping) -> str:
-    """Why there is no retention, where there is none."""
+    """A card that says why there is no retention; "" if there is one."""
     if metrics["unscored"]:
         reason = f"No checker score: {metrics['unscored']}."
     elif metrics["arms"][PRODUCT]["retention"] is None:
@@ -186,7 +186,7 @@ def _speed(content: Content) -> str:
     ]
     titles = {arm.name: arm.title for arm in content.arms}
     timed_as = metrics["timed_as"].items()
-    shared = "".join(f" {titles[arm]}: timed as {titles[other]}, whose work it does." for arm, other in timed_as)
+    shared = "".join(f" {titles[arm]}: timed as {titles[other]}, which does the same work." for arm, other in timed_as)
     note = _note(
         f"Medians over {metrics['latency_repeats']} timings, each right after an untimed one of the same arm; the arms"
         f" take turns in one run on {metrics['device']}."
@@ -253,7 +253,7 @@ def _training(content: Content) -> str:
         )
     title = "Signal-to-noise ratio over the teacher's steps"
     chart = figures.snr_over_steps(content.snr, content.slow_steps, content.fast_steps, title)
-    cards.append(_card(chart, "Where on the teacher's path the student steps, and where slow gives to fast."))
+    cards.append(_card(chart, "The student's steps on the teacher's path, and the handoff from slow to fast."))
     return _section("Training", tag("div", *cards, css="pair"))
 
 

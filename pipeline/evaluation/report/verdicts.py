@@ -1,4 +1,4 @@
-"""Where the student stands against the free ways to use its teacher, in sentences."""
+"""Compares the student with the free ways to use its teacher, in sentences."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ AHEAD, OPEN, BEHIND = "ahead", "no clear difference", "behind"
 def verdicts(metrics: Mapping, arms: Sequence[ShownArm]) -> list[tuple[str, str]]:
     """One sentence per rival with "won", "lost" or "open" before it.
 
-    A paired column is ahead or behind where its 95 % interval excludes 0; a plain one, which has no interval, where
-    its number is better or not.
+    In a paired column the student is ahead or behind if the 95 % interval of the difference excludes 0. A plain column
+    has no interval: there the better number is ahead.
 
     Args:
-        metrics: What `outcome.read` gives.
-        arms: Their titles.
+        metrics: Scores and times, as `outcome.read` gives them.
+        arms: The arms, for their titles.
     """
     titles = {arm.name: arm.title for arm in arms}
     found = []
@@ -39,7 +39,7 @@ def verdicts(metrics: Mapping, arms: Sequence[ShownArm]) -> list[tuple[str, str]
 
 
 def _place(metrics: Mapping, rival: str, column: Column) -> str | None:
-    """Where the student stands in a column; None where that is not compared or not measured."""
+    """The student's standing in a column; None if the column is not compared or not measured."""
     if column.compared == PAIRED and (gap := metrics["comparisons"][rival].get(column.key)):
         if gap["low"] <= 0 <= gap["high"]:
             return OPEN

@@ -1,4 +1,4 @@
-"""Held-out prompts with the checker that reads their images, where there is one."""
+"""Held-out prompts, and the checker that reads their images, if there is one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pipeline.scenes import captions, checker, renderer
 
 @dataclass(frozen=True)
 class Exam:
-    """Prompts and who marks them.
+    """Held-out prompts and their checker.
 
     Attributes:
         prompts: Held-out prompts.
-        tasks: The task of each, None where no checker reads the images.
+        tasks: The task of each prompt; None if no checker reads the images.
         judge: The checker, or None.
-        unscored: Why there is no checker, "" where there is.
-        truth: Share of rendered scenes of these prompts that the checker passes, its own ceiling; None without one.
+        unscored: Why there is no checker; "" if there is one.
+        truth: Share of rendered scenes of these prompts that the checker passes: the highest score to expect; None
+            without a checker.
     """
 
     prompts: list[str]
@@ -36,7 +37,7 @@ def of(prompts: Sequence[str], seed: int, height: int, width: int) -> Exam:
 
     Args:
         prompts: Held-out prompts.
-        seed: Of the rendered scenes that the checker is tried on.
+        seed: Seed of the rendered scenes that test the checker.
         height: Pixels of the images.
         width: Pixels of the images.
     """

@@ -2,9 +2,10 @@
 
 The features are computed from pixels by fixed formulas, no trained network: 48 mean colours on a 4 x 4 grid (what is
 where), 36 gradient energies by orientation on a 3 x 3 grid (which outlines are where) and 4 band-pass energies over
-octaves (how sharp). 88 numbers for an image, well below the sample count, so covariances of a few hundred images are
-well conditioned; the same on every machine; and defined at any resolution, since images are first brought to 64 x 64.
-Each feature is divided by its standard deviation over the reference images, so that the distance has no unit.
+octaves (how sharp). An image has 88 features, far fewer than there are images, so covariances of a few hundred images
+are well conditioned. The features are the same on every machine. They are defined at any resolution, since images are
+first resized to 64 x 64. Each feature is divided by its standard deviation over the reference images, so that the
+distance has no unit.
 
 It is not FID: other features, other numbers. It compares arms of one evaluation, not papers.
 """
@@ -18,13 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SIDE = 64  # pixels a side that features are computed at
+SIDE = 64  # pixels a side; features are computed at this size
 COLOUR_GRID = 4
 GRADIENT_GRID = 3
 ORIENTATIONS = 4  # of 180 degrees
 OCTAVES = 4
 DIMENSION = 3 * COLOUR_GRID**2 + ORIENTATIONS * GRADIENT_GRID**2 + OCTAVES
-MIN_STD = 1e-3  # a feature that hardly varies over the reference is not blown up further than this
+MIN_STD = 1e-3  # least divisor, so that a feature that hardly varies over the reference is not blown up
 CHUNK = 64  # images held as floats at a time
 
 

@@ -1,4 +1,4 @@
-"""Measures the images of every arm, and keeps the numbers of every prompt."""
+"""Measures the images of every arm, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.evaluation.samples import Draws, Images
 from pipeline.evaluation.scores import frechet, metrics
 
 Judge = Callable[[np.ndarray, list[str]], np.ndarray]
-"""Images (B, H, W, 3) and their captions to verdicts, bool (B,)."""
+"""Maps images (B, H, W, 3) and their captions to verdicts, bool (B,)."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def measure(
     """Measures every arm on the same prompts from the same noise.
 
     Args:
-        arms: What is compared; one is the teacher.
+        arms: The compared arms; one is the teacher.
         images: A shard's images of an arm, uint8 (B, H, W, 3).
-        judge: The checker; None where none reads the images.
+        judge: The checker; None if no checker reads the images.
         drawn: Prompts and seeds.
         on_shard: Called with the number of images after each shard of each arm.
 

@@ -1,4 +1,4 @@
-"""From what was measured to the tables: metrics.json, and pandas frames for the CSV files."""
+"""Turns measured values into tables: metrics.json, and pandas frames for the CSV files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def arm_rows(
 ) -> dict[str, dict[str, float | int | None]]:
     """The "arms" of metrics.json: one flat row per arm.
 
-    Scores and retention are ratios. What is not defined is None: scores without a checker, the teacher's PSNR to
+    Scores and retention are ratios. An undefined number is None: a score without a checker, the teacher's PSNR to
     itself, a distance of one image.
 
     Args:
         arms: In the order of the table.
-        measured: By arm.
-        resamples: Of the bootstrap over prompts.
+        measured: Measured values, by arm.
+        resamples: How many bootstrap resamples of the prompts.
         seed: Of the resampling.
     """
     teacher = measured[REFERENCE]
@@ -93,7 +93,7 @@ def comparisons(
 
 
 def agreement(teacher: np.ndarray | None, student: np.ndarray | None) -> dict[str, int] | None:
-    """How many prompts both, one or neither of two arms passes; None where no checker reads the images."""
+    """How many prompts both arms, one arm or neither passes; None if no checker reads the images."""
     if teacher is None or student is None:
         return None
     return {
@@ -117,7 +117,7 @@ def quality_frame(rows: Mapping[str, Mapping]) -> pd.DataFrame:
 def prompts_frame(
     measured: Mapping[str, Measured], prompts: Sequence[str], tasks: Sequence[str] | None, seed: int
 ) -> pd.DataFrame:
-    """One row per arm and prompt: what was asked, whether the checker passed it, how near it is to the teacher's."""
+    """One row per arm and prompt: the prompt, the checker's verdict, and PSNR and SSIM to the teacher's image."""
     frames = [
         pd.DataFrame(
             {

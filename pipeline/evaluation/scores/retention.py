@@ -1,4 +1,4 @@
-"""What an arm keeps of the teacher, with 95 % intervals over prompts."""
+"""Retention and other statistics of an arm, with 95 % intervals over prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNDEFINED = Estimate(None, None, None)
 
 
 def proportion(passed: np.ndarray) -> Estimate:
-    """Share of prompts that passed, with Wilson's interval (Wilson 1927), which stays honest at 0 and 1.
+    """Share of prompts that passed, with Wilson's interval (Wilson 1927), which stays valid at 0 and 1.
 
     Args:
         passed: bool (N,), N at least 1.
@@ -40,7 +40,7 @@ def proportion(passed: np.ndarray) -> Estimate:
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     low, high = float(centre - half), float(centre + half)
-    return Estimate(p, min(low, p) if p else 0.0, max(high, p) if p < 1 else 1.0)  # rounding puts 0 and 1 outside
+    return Estimate(p, min(low, p) if p else 0.0, max(high, p) if p < 1 else 1.0)  # rounding can put 0 and 1 outside
 
 
 def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -21,10 +21,10 @@ def score(settings: EvaluationParams, images: ImageSet, folder: Path, progress: 
     """Measures the images and writes the tables, the grid and metrics.json, each file whole; metrics.json comes last.
 
     Args:
-        settings: How many resamples, how many prompts in the grid.
-        images: Of every arm.
+        settings: How many resamples, and how many prompts in the grid.
+        images: The images of every arm.
         folder: Where the files go.
-        progress: Shows how far it is.
+        progress: Shows the progress.
 
     Raises:
         FileNotFoundError: A file of images is missing.
