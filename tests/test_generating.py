@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline import backbones, cli, image_files
 from pipeline.bundle import generating
 from pipeline.bundle.manifest import Bundle, bundle_digest
+from pipeline.cli.images import LAST_SEED
 from tests.published import ROOT, write_bundle
 from tests.tiny import make_tiny_flux
 
@@ -280,9 +281,9 @@ def test_a_grid_of_too_many_is_refused_before_the_model_is_loaded(project, monke
 
 
 def test_the_largest_seed_counts_up(project):
-    generate("--seed", cli.LAST_SEED)
-    assert json.loads(Image.open("images/004.png").text["glance"])["seed"] == cli.LAST_SEED + 4
-    assert "is not in the range" in generate("--seed", cli.LAST_SEED + 1, code=2)[1]
+    generate("--seed", LAST_SEED)
+    assert json.loads(Image.open("images/004.png").text["glance"])["seed"] == LAST_SEED + 4
+    assert "is not in the range" in generate("--seed", LAST_SEED + 1, code=2)[1]
 
 
 def stop_after(process, folder, count, number):

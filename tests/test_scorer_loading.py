@@ -16,10 +16,10 @@ WEIGHT = Weight(name="tiny", hub="owner/name@main", file="tiny.pt", licence="non
 
 def test_every_scorer_stands_in_the_table_by_its_name():
     for name, entry in table.SCORERS.items():
-        assert entry.name == name and entry.version >= 1 and entry.weights and entry.batch >= 1
-        assert "torch" in entry.packages
+        assert entry.name == name and entry.version >= 1 and entry.batch >= 1
+        assert not entry.weights or "torch" in entry.packages
     assert table.find("clip") is table.SCORERS["clip"]
-    with pytest.raises(ValueError, match="the scorer must be one of clip, .* got 'clop'; did you mean clip?"):
+    with pytest.raises(ValueError, match="scorer must be one of brightness, clip, .* got 'clop'; did you mean clip?"):
         table.find("clop")
 
 
@@ -87,10 +87,10 @@ def test_a_model_is_filled_with_all_of_its_tensors_in_its_own_dtype():
     [
         (
             {"bias": torch.zeros(3)},
-            "must hold the 2 tensors of their model, got 1: 1 are .* which is weight$",
+            "must hold the 2 tensors of their model, got 1: 1 are .* the first is weight$",
         ),
         ({"bias": torch.zeros(3), "weight": torch.zeros(3, 1)}, "got 2: 1 are .* shape, the first is weight"),
-        ({"bias": torch.zeros(3), "weight": torch.zeros(3, 2), "a": torch.zeros(1)}, "got 3: 1 are .* which is a$"),
+        ({"bias": torch.zeros(3), "weight": torch.zeros(3, 2), "a": torch.zeros(1)}, "got 3: 1 are .* the first is a$"),
     ],
 )
 def test_weights_of_another_model_are_refused(state, message):

@@ -132,7 +132,7 @@ def complete(
         total = len(asked) * len(numbers)
         raise ValueError(
             f"{where} must hold {total} values, {len(numbers)} for each of {len(asked)} prompts, got"
-            f" {total - len(missing)}: the first missing one is {_named(*missing[0])}"
+            f" {total - len(missing)}: the first that is missing is {_named(*missing[0])}"
         )
 
 
