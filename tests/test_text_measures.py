@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.evaluation.benchmarks import statistics, text_measures
 
-RESULTS = Path(__file__).parent / "data" / "longtext_results.jsonl"
+RESULTS = Path(__file__).parent / "data" / "longtext" / "results.jsonl"
 
 
 def test_longtext_gives_the_score_that_the_official_summary_wrote():
