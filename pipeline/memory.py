@@ -106,9 +106,8 @@ def _width(skeleton: nn.Module) -> int:
 
 def _layers(backbone: StockBackbone, skeleton: nn.Module, params: Params) -> list[nn.Linear]:
     """The layers that an adapter changes."""
-    targets = tuple(f".{target}" for target in backbone.lora_targets[params.training.targets])
-    named = skeleton.named_modules()
-    return [module for name, module in named if isinstance(module, nn.Linear) and f".{name}".endswith(targets)]
+    named = adapters.targeted(skeleton, backbone.lora_targets[params.training.targets])
+    return [module for module in named.values() if isinstance(module, nn.Linear)]
 
 
 def _adapter(backbone: StockBackbone, skeleton: nn.Module, params: Params) -> float:

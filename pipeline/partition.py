@@ -222,9 +222,11 @@ def _check(settings: PartitionParams, slow: list[int], fast: list[int], num_step
     """Refuses steps of a rule that do not make one path over the recorded steps.
 
     Raises:
-        ValueError: A phase repeats a step, since it has fewer recorded steps than it needs; the phases overlap; the
-            first step is not 0; or the last step is not a recorded one.
+        ValueError: A phase has no step; a phase repeats a step, since it has fewer recorded steps than it needs; the
+            phases overlap; the first step is not 0; or the last step is not a recorded one.
     """
+    if not (slow and fast):
+        raise ValueError(f"partition.rule must give both phases a step, got {slow} and {fast} from {settings.rule}")
     handoff = fast[0]
     for name, steps, room in (("slow", slow, handoff), ("fast", fast, num_steps - handoff)):
         if any(later <= earlier for earlier, later in pairwise(steps)) or len(steps) > room:

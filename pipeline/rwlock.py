@@ -1,4 +1,4 @@
-"""[edge] Repairs DVC's record of readers and writers, `.dvc/tmp/rwlock`, which a killed DVC can leave unusable.
+"""Repairs DVC's record of readers and writers, `.dvc/tmp/rwlock`, which a killed DVC can leave unusable.
 
 DVC rewrites this JSON file at the start and at the end of every stage. A DVC that is killed while writing leaves half a
 file, and each later command fails with "JSON structure is corrupted". DVC itself removes the entries of dead processes,

@@ -23,6 +23,7 @@ from pipeline.adapters.lora import (
     select,
     state,
     strip_prefix,
+    targeted,
     write_config,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "State",
     "state",
     "strip_prefix",
+    "targeted",
     "WEIGHTS",
     "write_config",
 ]

@@ -6,7 +6,7 @@ are peft's, so the formats of peft and of diffusers apply.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,8 @@ def add(
         ValueError: `targets` is no such key.
     """
     check_targets(targets, backbone, key)
-    suffixes = tuple(f".{suffix}" for suffix in backbone.lora_targets[targets])
-    modules = backbone.transformer.named_modules()
-    foreign = [path for path, module in modules if f".{path}".endswith(suffixes) and not _linear(module)]
+    named = targeted(backbone.transformer, backbone.lora_targets[targets])
+    foreign = [path for path, module in named.items() if not _linear(module)]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -248,6 +247,12 @@ def check(
             raise ValueError(
                 f"{owner} was trained for another base: {module} must be {shapes[module]} as in {base}, got {shape}"
             )
+
+
+def targeted(transformer: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The modules whose path ends with one of the names, by path; only the linear ones of them get an adapter."""
+    suffixes = tuple(f".{name}" for name in names)
+    return {path: module for path, module in transformer.named_modules() if f".{path}".endswith(suffixes)}
 
 
 def _linear(module: nn.Module) -> bool:

@@ -101,6 +101,9 @@ def guided(
         true_cfg_scale: Above 1, a step takes a second forward, under the negative prompt.
         grid: (rows, columns) of the tokens; None = square.
         model: Replaces `backbone.velocity` and takes the same arguments, such as the model with an adapter.
+
+    Raises:
+        ValueError: A guided step needs `negative`, which is None.
     """
     forward = model or backbone.velocity
 

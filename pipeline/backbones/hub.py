@@ -1,4 +1,4 @@
-"""[edge] Gets a teacher's files from the Hugging Face hub, at a pinned revision."""
+"""Gets a teacher's files from the Hugging Face hub, at a pinned revision."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""[edge] Gets the prompts of a benchmark from its source, checks the prompts, and saves them with their origin."""
+"""Gets the prompts of a benchmark from its source, checks the prompts, and saves them with their origin."""
 
 from __future__ import annotations
 
