@@ -113,7 +113,6 @@ def test_a_rule_whose_steps_leave_the_recorded_path_is_refused(slow, fast, monke
         compute(params_with(rule="stray"), FLUX_1024)
 
 
-@pytest.mark.parametrize("terminal", [None, 0.02])
 def test_a_rule_that_leaves_a_phase_empty_is_refused(monkeypatch):
     monkeypatch.setitem(RULES, "stray", lambda settings, num_steps: ([0], []))
     message = re.escape("partition.rule must give both phases a step, got [0] and [] from stray")
@@ -121,6 +120,7 @@ def test_a_rule_that_leaves_a_phase_empty_is_refused(monkeypatch):
         compute(params_with(rule="stray"), FLUX_1024)
 
 
+@pytest.mark.parametrize("terminal", [None, 0.02])
 def test_fewer_recorded_steps_keep_to_their_levels_and_name_the_teachers_steps(terminal):
     schedule = Schedule(mu=0.7, shift_terminal=terminal)
     partition = compute(params_with(recorded_steps=10, slow_steps=2, fast_steps=3), schedule)
