@@ -44,7 +44,7 @@ def store(project, database):
 def test_the_default_store_lies_under_the_root_and_not_in_the_working_directory(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = connection.connect()
-    with store.runs.open(store.experiments.open("name"), "run") as run_id:
+    with store.runs.started(store.experiments.ensure("name"), "run") as run_id:
         (tmp_path / "table.csv").write_text("a,b\n")
         store.runs.log_files(run_id, {tmp_path / "table.csv": "tables"})
     assert (project / ".glance/mlflow.db").is_file()
@@ -70,7 +70,7 @@ def test_connect_sets_one_retry_unless_the_user_chose_and_forgets_a_run_of_the_e
 def test_more_numbers_than_one_batch_carries_all_arrive(store):
     params = {f"p{i}": i for i in range(250)}
     metrics = [Metric("loss", 1.0 / (1 + i), i) for i in range(2100)]
-    with store.runs.open(store.experiments.open("name"), "run") as run_id:
+    with store.runs.started(store.experiments.ensure("name"), "run") as run_id:
         store.runs.log(run_id, params, metrics, {"out.with [odd] letters": "1"})
     mlflow = client()
     assert mlflow.get_run(run_id).data.params == {key: str(value) for key, value in params.items()}
@@ -84,7 +84,7 @@ def test_more_numbers_than_one_batch_carries_all_arrive(store):
 def test_a_run_ends_as_its_body_did(store, error, status):
     run_id = None
     try:
-        with store.runs.open(store.experiments.open("name"), "run") as run_id:
+        with store.runs.started(store.experiments.ensure("name"), "run") as run_id:
             if error:
                 raise error
     except (ValueError, KeyboardInterrupt) as raised:
@@ -156,7 +156,7 @@ def test_the_own_database_that_cannot_be_opened_is_one_sentence(project):
 def log(store, project):
     """Writes a file into a new run of the experiment `name`."""
     (project / "table.csv").write_text("a,b\n")
-    with store.runs.open(store.experiments.open("name"), "run") as run_id:
+    with store.runs.started(store.experiments.ensure("name"), "run") as run_id:
         store.runs.log_files(run_id, {project / "table.csv": "."})
 
 
@@ -181,7 +181,7 @@ def test_a_database_that_cannot_be_written_is_one_sentence(store, project, monke
     monkeypatch.setattr(experiments, "BUSY_S", 0.1)
     with closing(sqlite3.connect(project / ".glance/mlflow.db", isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
-        for needs_it in (store.experiments.probe, store.experiments.open):
+        for needs_it in (store.experiments.probe, store.experiments.ensure):
             with pytest.raises(ConnectionError, match=r"mlflow.db cannot be written \(database is locked\): let this"):
                 needs_it("name")
 
@@ -222,7 +222,7 @@ def test_a_full_disk_stays_a_full_disk(store, project, monkeypatch):
 
 def test_files_are_not_kept_in_a_folder_of_another_machine(store):
     client().create_experiment("name", artifact_location="/srv/of-a-server/mlruns/1")
-    for needs_it in (store.experiments.probe, store.experiments.open):
+    for needs_it in (store.experiments.probe, store.experiments.ensure):
         with pytest.raises(ConnectionError, match="keeps its files in /srv/of-a-server/mlruns/1, which is not on this"):
             needs_it("name")
     assert not Path("/srv/of-a-server").exists()

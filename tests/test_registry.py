@@ -326,7 +326,7 @@ def test_a_version_without_files_is_refused(project, tmp_path):
 
 def test_a_version_of_somebody_else_is_refused(project, tmp_path):
     store = connect()
-    with store.runs.open(store.experiments.open("theirs"), "run") as run_id:
+    with store.runs.started(store.experiments.ensure("theirs"), "run") as run_id:
         source = store.runs.log_folder(run_id, Path("artifacts/bundle"), "model")
         store.versions.create("theirs", source, run_id, {})
     with pytest.raises(ValueError, match="theirs version 1 has no tag bundle_digest"):
@@ -521,7 +521,7 @@ register(params.load())
 @pytest.mark.slow  # two processes that are killed
 def test_the_next_registration_ends_the_runs_of_a_killed_one(project, monkeypatch):
     store = connection.connect()
-    alive = client().create_run(store.experiments.open(NAME), run_name="of somebody else").info.run_id
+    alive = client().create_run(store.experiments.ensure(NAME), run_name="of somebody else").info.run_id
     for when in ("log_folder", "log_files"):
         killed(project, when)
         assert {run.info.run_name for run in runs()[0] if run.info.status == "RUNNING"} > {"of somebody else"}

@@ -295,7 +295,7 @@ def test_prompts_come_from_a_file_or_from_the_grammar(tmp_path):
     file.write_text("a castle\n\n  a river  \na bridge\n", encoding="utf-8")
     assert load_prompts(str(file), 2, "train", 0, "trajectories") == ["a castle", "a river"]
     assert load_prompts(None, 5, "train", 3, "trajectories") == captions.sample("train", 5, 3)
-    with pytest.raises(ValueError, match="trajectories.prompts must be at most 3, .*prompts.txt holds, got 4"):
+    with pytest.raises(ValueError, match="trajectories.prompts must be at most 3 with .*prompts.txt, got 4"):
         load_prompts(str(file), 4, "train", 0, "trajectories")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -70,7 +69,7 @@ def _digest(weight: Weight, place: Path) -> str:
         ValueError: A file has another digest than the pinned one.
     """
     memory = leftovers.folder("benchmarks") / "weights.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    known = artifacts.read_json(memory) if memory.is_file() else {}
     files = [place] if place.is_file() else [place / name for name in artifacts.files(place)]
     state = artifacts.digest_of(
         [[file.resolve().as_posix(), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

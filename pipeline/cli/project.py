@@ -40,9 +40,10 @@ def doctor(fix: bool) -> None:
 def clean(everything: bool) -> None:
     """Empty .glance/cache: the next evaluation makes the images of the bare model again.
 
-    --all also empties three other folders. Without .glance/checkpoints, stopped stages start over, which can take
+    --all also empties four other folders. Without .glance/checkpoints, stopped stages start over, which can take
     hours. Without .glance/bundles, versions named as models:/... are pulled again. Without .glance/downloads,
-    stopped downloads start over. The registry stays.
+    stopped downloads start over. Without .glance/benchmarks, the images of the official benchmarks are generated again,
+    which can take hours. The registry stays.
     """
     from pipeline import leftovers, rwlock
 

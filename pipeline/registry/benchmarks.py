@@ -39,11 +39,11 @@ def record(params: Params, results: Path) -> list[str]:
     versions = {name: _version(store, params.register.name, name, content) for name, content in found.items()}
     lines = []
     with locked():
-        experiment_id = store.experiments.open(params.register.name)
+        experiment_id = store.experiments.ensure(params.register.name)
         store.runs.begin(experiment_id)
         for name, content in found.items():
             version = versions[name]
-            with store.runs.open(experiment_id, f"benchmark {name}", parent=version.run_id) as run_id:
+            with store.runs.started(experiment_id, f"benchmark {name}", parent=version.run_id) as run_id:
                 tags = {"benchmark": name, DIGEST: content["bundle_digest"], "subset": content["subset"]}
                 store.runs.log(run_id, metrics=provenance.numbers(content["arms"]), tags=tags)
                 store.runs.log_files(run_id, {results / file: "." for file in FILES if (results / file).is_file()})

@@ -33,7 +33,7 @@ class Experiments:
     """MLflow's client."""
 
     @one_sentence
-    def open(self, name: str) -> str:
+    def ensure(self, name: str) -> str:
         """The id of an experiment, which is created if missing; raises ConnectionError also for a deleted one.
 
         A database's artifacts lie under `$DVC_ROOT`; in a temporary working directory they would get lost.

@@ -83,19 +83,19 @@ def register(
         name, settings = f"bundle {bundle.resolve().name}", _known_of(manifest, params)
 
     with locked():
-        experiment_id = store.experiments.open(params.register.name)
+        experiment_id = store.experiments.ensure(params.register.name)
         store.runs.begin(experiment_id)
-        with store.runs.open(experiment_id, name) as run_id:
+        with store.runs.started(experiment_id, name) as run_id:
             store.runs.log(run_id, provenance.flatten(settings), provenance.numbers(metrics), facts)
             store.runs.log_files(run_id, {lock: "."} if made_here else {})
             store.runs.log_files(run_id, {} if made_here and measured_here else provenance.shown([evaluation]))
             for record in records:
-                with store.runs.open(experiment_id, record.name, parent=run_id) as child:
+                with store.runs.started(experiment_id, record.name, parent=run_id) as child:
                     tags = {"stage": record.name, "command": record.command, **record.digests}
                     store.runs.log(child, record.params, record.metrics(), tags)
                     store.runs.log_files(child, record.files())
             version, created = _version(store, params.register.name, digest, run_id, bundle, {**facts, **headline})
-            with store.runs.open(experiment_id, "register", parent=run_id) as child:
+            with store.runs.started(experiment_id, "register", parent=run_id) as child:
                 own = provenance.flatten({"register": asdict(params.register)})
                 store.runs.log(child, own, tags={"stage": "register", DIGEST: digest, "model_version": version.number})
             store.runs.log(run_id, tags={"model_version": version.number})

@@ -56,8 +56,8 @@ class Runs:
         write_json(file, {"experiment_id": experiment_id, **self.tags})
 
     @contextmanager
-    def open(self, experiment_id: str, name: str, parent: str | None = None) -> Iterator[str]:
-        """Opens a run and yields its id; the run ends as finished, failed or killed, like the body of the `with`."""
+    def started(self, experiment_id: str, name: str, parent: str | None = None) -> Iterator[str]:
+        """Starts a run and yields its id; the run ends as finished, failed or killed, like the body of the `with`."""
         run_id = self._start(experiment_id, name, parent)
         status = "FAILED"
         try:
