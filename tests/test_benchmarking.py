@@ -175,6 +175,18 @@ def test_parts_make_the_whole(known, settings):
     assert images() == parts
 
 
+def test_one_model_is_held_at_a_time(settings, trained):
+    shared = arms.find(["teacher", "student"], small_params(), settings)
+    other = arms.find(
+        ["theirs"], small_params(), replace(settings, bundles={"theirs": str(trained / "artifacts/bundle")})
+    )
+    held = []
+    for _ in generate.generate_all(SELFTEST, [*shared, *other], replace(settings, limit=1), no_progress):
+        held.append(["sampler" in vars(arm.inputs) for arm in (*shared, *other)])
+    assert held == [[True, True, False], [True, True, False], [False, False, True]]
+    assert not any("sampler" in vars(arm.inputs) for arm in (*shared, *other))
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0"])
 def test_a_part_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match=f"--shard must be i/n with i from 1 to n, got {text}"):

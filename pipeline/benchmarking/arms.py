@@ -28,18 +28,6 @@ class Made:
     arm: Arm
     inputs: Inputs
 
-    @property
-    def content(self) -> dict:
-        """What an image of this arm depends on, besides prompt, seed and batch."""
-        plan, digests = self.arm.plan, self.inputs.adapter_digests
-        return {
-            "origin": self.inputs.origin,
-            "sigmas": plan.sigmas.tolist(),
-            "d_sigmas": plan.d_sigmas,
-            "adapters": [digests[name] if name else None for name in plan.adapters],
-            "true_cfg_scale": self.arm.true_cfg_scale,
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Given:

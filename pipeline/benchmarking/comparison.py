@@ -10,7 +10,7 @@ from pipeline.benchmarking import distances
 from pipeline.benchmarking.settings import Settings
 from pipeline.evaluation.benchmarks import statistics
 from pipeline.evaluation.benchmarks.official import Metric
-from pipeline.evaluation.scores.retention import LEVEL
+from pipeline.evaluation.scores.retention import interval
 
 
 def metric(
@@ -44,12 +44,12 @@ def metric(
     sums, counts = statistics.resampled(both, categories, settings.bootstrap, settings.seed)
     ours = asked.statistic(sums[:, :, : numbers.shape[1]], counts)
     found["interval"] = "bootstrap over prompts"
-    found["low"], found["high"] = _ends(ours)
+    found["low"], found["high"] = interval(ours)
     if reference is not None:
         theirs = asked.statistic(sums[:, :, numbers.shape[1] :], counts)
-        found["difference_low"], found["difference_high"] = _ends(ours - theirs)
+        found["difference_low"], found["difference_high"] = interval(ours - theirs)
         if "retention" in found:
-            found["retention_low"], found["retention_high"] = _ends(ours[theirs > 0] / theirs[theirs > 0])
+            found["retention_low"], found["retention_high"] = interval(ours[theirs > 0] / theirs[theirs > 0])
     return found
 
 
@@ -85,10 +85,3 @@ def _kid(own: np.ndarray, reference: np.ndarray, teacher: np.ndarray | None, see
 
 
 DISTANCES = {"fid": _fid, "kid": _kid}
-
-
-def _ends(draws: np.ndarray) -> tuple[float | None, float | None]:
-    if not len(draws):
-        return None, None
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)

@@ -18,7 +18,7 @@ from pipeline.benchmarking.arms import Given, Made
 from pipeline.benchmarking.manifest import Manifest, image_name
 from pipeline.benchmarking.settings import Settings
 from pipeline.evaluation.benchmarks.official import Item, OfficialBenchmark
-from pipeline.evaluation.samples import Shard
+from pipeline.evaluation.samples import Shard, depends_on
 from pipeline.progress import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -55,6 +55,23 @@ class Row:
         return image_name(self.index, self.number)
 
 
+def generate_all(
+    benchmark: OfficialBenchmark,
+    arms: Sequence[Made | Given],
+    settings: Settings,
+    progress: Progress,
+    part: Part = Part(),
+) -> Iterator[Manifest | None]:
+    """Makes the missing images of some arms, and yields what `generate` returns for each of them.
+
+    Arms that share a model follow each other; the model is released before an arm with another model begins.
+    """
+    for arm, following in zip(arms, [*arms[1:], None], strict=True):
+        yield generate(benchmark, arm, settings, progress, part)
+        if isinstance(arm, Made) and not (isinstance(following, Made) and following.inputs is arm.inputs):
+            arm.inputs.release()
+
+
 def generate(
     benchmark: OfficialBenchmark, arm: Made | Given, settings: Settings, progress: Progress, part: Part = Part()
 ) -> Manifest | None:
@@ -78,7 +95,8 @@ def generate(
     chosen = {index for index, item in enumerate(every) if item.id in wanted}
     if isinstance(arm, Given):
         return _take(benchmark, arm, settings, sorted(chosen), progress)
-    content = {**arm.content, "seed": settings.seed, "seeds": benchmark.seeds, "batch": settings.batch}
+    content = depends_on(arm.arm, arm.inputs.origin, arm.inputs.adapter_digests)
+    content |= {"seed": settings.seed, "seeds": benchmark.seeds, "batch": settings.batch}
     key = artifacts.digest_of([content, prepare.digest(benchmark.name)])
     folder = places.images(benchmark.name, arm.name, key)
     batches = list(_batches(every, benchmark.seeds, settings))

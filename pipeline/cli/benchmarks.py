@@ -95,8 +95,9 @@ def generate_images(name: str, arms: str | None, limit: int | None, shard: str) 
     own = params.load()
     set_threads(own.runtime.threads)
     wanted = _names(arms) or settings.arms
-    for arm in every.find(wanted, own, settings):
-        if making.generate(found, arm, settings, progress, part) is None:
+    chosen = every.find(wanted, own, settings)
+    for arm, made in zip(chosen, making.generate_all(found, chosen, settings, progress, part), strict=True):
+        if made is None:
             click.echo(f"{arm.name}: the images of part {shard} are done; other parts are missing", err=True)
         else:
             show(places.manifest(name, arm.name))

@@ -124,6 +124,10 @@ class Inputs:
             teacher.negative_prompt,
         )
 
+    def release(self) -> None:
+        """Lets go of the model; `sampler` loads it again."""
+        vars(self).pop("sampler", None)
+
 
 def read(params: Params, source: Source) -> Inputs:
     """Reads a pair, its controls, the prompts, and the teacher's configuration without its weights.

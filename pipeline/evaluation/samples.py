@@ -96,6 +96,23 @@ def pick(images: Images, arm: ShownArm, among: Sequence[Shard], indices: Sequenc
     return [found[index] for index in indices]
 
 
+def depends_on(arm: Arm, origin: Mapping, adapter_digests: Mapping[str, str]) -> dict:
+    """What an image of an arm depends on besides its prompts and seeds, in JSON's types.
+
+    Args:
+        arm: Levels, adapters and guidance.
+        origin: What images of the bare backbone depend on besides the arm.
+        adapter_digests: Digest of each adapter's weights.
+    """
+    return {
+        "origin": origin,
+        "sigmas": arm.plan.sigmas.tolist(),
+        "d_sigmas": arm.plan.d_sigmas,
+        "adapters": [adapter_digests[name] if name else None for name in arm.plan.adapters],
+        "true_cfg_scale": arm.true_cfg_scale,
+    }
+
+
 class ImageCache:
     """A cache of images, one file per arm and shard, named by a digest of all that its content depends on.
 
@@ -123,15 +140,8 @@ class ImageCache:
 
     def path(self, arm: Arm, shard: Shard) -> Path:
         """Where a shard's images are, or will be."""
-        content = {
-            "origin": self.origin,
-            "sigmas": arm.plan.sigmas.tolist(),
-            "d_sigmas": arm.plan.d_sigmas,
-            "adapters": [self.adapter_digests[name] if name else None for name in arm.plan.adapters],
-            "true_cfg_scale": arm.true_cfg_scale,
-            "prompts": shard.prompts,
-            "seeds": shard.seeds,
-        }
+        content = depends_on(arm, self.origin, self.adapter_digests)
+        content |= {"prompts": shard.prompts, "seeds": shard.seeds}
         return self.folder / f"{artifacts.digest_of(content)}.zip"
 
     def file(self, arm: Arm, shard: Shard) -> Path:

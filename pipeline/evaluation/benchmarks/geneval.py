@@ -65,13 +65,10 @@ def read(out: Path, items: Sequence[Item], arm: str) -> list[Value]:
     values = Values(path, items)
     keys = {"filename": str, "tag": str, "prompt": str, "correct": bool}
     for line, record in json_lines(path, keys):
-        place = IMAGE.search(record["filename"])
-        if place is None:
-            raise wrong(path, line, "have a filename like 00000/samples/0000.png", record["filename"])
-        item = values.item(line, place[1])
+        item, seed = values.image(line, IMAGE, "a filename", record["filename"], "00000/samples/0000.png")
         if (record["tag"], record["prompt"]) != (item.category, item.prompt):
             raise wrong(path, line, f"have the tag and prompt of {item.id}", [record["tag"], record["prompt"]])
-        values.add(line, item.id, int(place[2]), correct=float(record["correct"]))
+        values.add(line, item.id, int(seed), correct=float(record["correct"]))
     return values.found
 
 

@@ -64,16 +64,13 @@ def read(out: Path, items: Sequence[Item], arm: str) -> list[Value]:
     values = Values(path, items)
     keys = {"image": str, "prompt": str, "match_word_count": int, "gt_word_count": int}
     for line, record in json_lines(path, keys):
-        place = IMAGE.search(record["image"])
-        if place is None:
-            raise wrong(path, line, "have an image like 0000_1.png", record["image"])
-        item = values.item(line, place[1])
+        item, seed = values.image(line, IMAGE, "an image", record["image"], "0000_1.png")
         if record["prompt"] != item.prompt:
             raise wrong(path, line, f"have the prompt of {item.id}", record["prompt"])
         matched, words = record["match_word_count"], record["gt_word_count"]
         if not 0 <= matched <= words or not words:
             raise wrong(path, line, "find at most the words that are asked for", [matched, words])
-        values.add(line, item.id, int(place[2]) - 1, matched=float(matched), words=float(words))
+        values.add(line, item.id, int(seed) - 1, matched=float(matched), words=float(words))
     return values.found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,21 +102,23 @@ def _has_style(item: Item) -> bool:
 
 def _metrics(edition: Edition) -> tuple[Metric, ...]:
     """The five dimensions, and two of them also by the official code; there is no official total."""
-    text, name, title = oneig_score(edition.worst), edition.name, edition.title
+    name, title = edition.name, edition.title
+    alignment = Metric(
+        column=Column(f"{name}_alignment", f"{title}, alignment", 3, better="higher"),
+        scorer="oneig_alignment",
+        fields=("alignment",),
+        categories=edition.aligned,
+    )
+    text = Metric(
+        column=Column(f"{name}_text", f"{title}, text", 3, better="higher"),
+        scorer="oneig_text",
+        fields=TEXT,
+        statistic=oneig_score(edition.worst),
+        categories=("text",),
+    )
     return (
-        Metric(
-            column=Column(f"{name}_alignment", f"{title}, alignment", 3, better="higher"),
-            scorer="oneig_alignment",
-            fields=("alignment",),
-            categories=edition.aligned,
-        ),
-        Metric(
-            column=Column(f"{name}_text", f"{title}, text", 3, better="higher"),
-            scorer="oneig_text",
-            fields=TEXT,
-            statistic=text,
-            categories=("text",),
-        ),
+        alignment,
+        text,
         Metric(
             column=Column(f"{name}_reasoning", f"{title}, reasoning", 3, better="higher"),
             scorer="oneig_reasoning",
@@ -134,20 +136,15 @@ def _metrics(edition: Edition) -> tuple[Metric, ...]:
             scorer="oneig_diversity",
             fields=("diversity",),
         ),
-        Metric(
-            column=Column(f"{name}_alignment_official", f"{title}, alignment by its own code", 3, better="higher"),
-            scorer="oneig_alignment_official",
-            fields=("alignment",),
-            categories=edition.aligned,
-        ),
-        Metric(
-            column=Column(f"{name}_text_official", f"{title}, text by its own code", 3, better="higher"),
-            scorer="oneig_text_official",
-            fields=TEXT,
-            statistic=text,
-            categories=("text",),
-        ),
+        _official(alignment),
+        _official(text),
     )
+
+
+def _official(metric: Metric) -> Metric:
+    """The same number by the official code."""
+    column = replace(metric.column, key=f"{metric.column.key}_official", title=f"{metric.column.title} by its own code")
+    return replace(metric, column=column, scorer=f"{metric.scorer}_official")
 
 
 def _benchmark(edition: Edition, digests: Mapping[str, str], *published: Published) -> OfficialBenchmark:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,24 @@ class Values:
         if name not in self._items:
             raise wrong(self._path, line, f"name one of the {len(self._items)} prompts", name)
         return self._items[name]
+
+    def image(self, line: int, pattern: re.Pattern, key: str, name: str, like: str) -> tuple[Item, str]:
+        """The prompt of an image file, and the number of the image.
+
+        Args:
+            line: Line of the file, for messages.
+            pattern: Finds the prompt's id and the number at the end of the name.
+            key: What the file calls the name, for messages.
+            name: The image file's name.
+            like: A name as it should be, for messages.
+
+        Raises:
+            ValueError: The name has another form, or no prompt has this id.
+        """
+        found = pattern.search(name)
+        if found is None:
+            raise wrong(self._path, line, f"have {key} like {like}", name)
+        return self.item(line, found[1]), found[2]
 
     def add(self, line: int, name: str, seed: int | None, **fields: float | str) -> None:
         """Adds a value. Raises ValueError if the prompt is unknown or has a value for this seed already."""

@@ -83,7 +83,8 @@ def _weights(num_prompts: int, resamples: int, seed: int) -> np.ndarray:
     return weights
 
 
-def _interval(draws: np.ndarray) -> tuple[float, float]:
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """The ends of the 95 % percentile interval of bootstrap draws."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -104,10 +105,10 @@ def ratio_of_means(values: np.ndarray, reference: np.ndarray, resamples: int, se
         return UNDEFINED
     means = resampled_means(np.stack([values, reference]), resamples, seed)
     means = means[means[:, 1] > 0]
-    return Estimate(float(np.mean(values) / np.mean(reference)), *_interval(means[:, 0] / means[:, 1]))
+    return Estimate(float(np.mean(values) / np.mean(reference)), *interval(means[:, 0] / means[:, 1]))
 
 
 def difference_of_means(values: np.ndarray, other: np.ndarray, resamples: int, seed: int) -> Estimate:
     """mean(values) - mean(other) with a paired percentile bootstrap over prompts; above 0: `values` is larger."""
     means = resampled_means(np.stack([values, other]), resamples, seed)
-    return Estimate(float(np.mean(values) - np.mean(other)), *_interval(means[:, 0] - means[:, 1]))
+    return Estimate(float(np.mean(values) - np.mean(other)), *interval(means[:, 0] - means[:, 1]))
