@@ -152,6 +152,7 @@ class Bench:
                 teacher_scale=teacher.true_cfg_scale,
                 student_scale=self.shipped.student.true_cfg_scale,
                 rivals=(),
+                free=(),
                 swaps=(),
             )
             every = arms.build(conditions)
@@ -159,13 +160,13 @@ class Bench:
             how = pixels, pixels, teacher.max_sequence_length, teacher.guidance_scale, teacher.negative_prompt
             sampler = Sampler(backbone, weights, *how)
             for batch in (1, 16):
-                noise = sampler.noise(range(batch))
+                seeds = range(batch)
 
-                def timed(arm: arms.Arm, sampler=sampler, noise=noise) -> latency.Work:
+                def timed(arm: arms.Arm, sampler=sampler, seeds=seeds) -> latency.Work:
                     return latency.Work(
                         prepare=lambda: weights.hold(arm.plan.adapters),
-                        encode=lambda n: sampler.encode(arm, texts[: len(noise)]),
-                        loop=lambda prompted: sampler.denoise(arm, prompted, noise),
+                        encode=lambda n: sampler.encode(arm, texts[: len(seeds)]),
+                        loop=lambda prompted: sampler.denoise(arm, prompted, seeds),
                         decode=sampler.decode,
                     )
 

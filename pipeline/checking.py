@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import adapters, backbones, objectives, params, partition, prompts
+from pipeline import adapters, backbones, names, objectives, params, partition, prompts
 from pipeline.backbones import fusing
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms
 from pipeline.faults import Faults, WrongValue, refusals, require_all
 from pipeline.flow.schedule import Schedule
+from pipeline.flow.solvers import TRAINABLE
 from pipeline.params import Params
 from pipeline.recording import anchors
 from pipeline.training import rivals
@@ -108,6 +109,14 @@ def _controls(values: Params, teacher: _Teacher) -> None:
     require_all(partial(rivals.chosen, [name]) for name in values.train_controls.arms)
 
 
+def _solver(values: Params, teacher: _Teacher) -> None:
+    names.check("student.solver", values.student.solver, TRAINABLE)
+
+
+def _free(values: Params, teacher: _Teacher) -> None:
+    require_all(partial(arms.check_free, [name]) for name in values.evaluation.free)
+
+
 def _swaps(values: Params, teacher: _Teacher) -> None:
     require_all(partial(arms.check_swaps, [name]) for name in values.evaluation.swaps)
 
@@ -178,6 +187,8 @@ CHECKS: tuple[Callable[[Params, _Teacher], None], ...] = (
     _objective,
     _targets,
     _controls,
+    _solver,
+    _free,
     _swaps,
     _evaluated_prompts,
 )

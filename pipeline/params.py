@@ -126,6 +126,7 @@ class StudentParams:
     """How the student is run."""
 
     true_cfg_scale: float = number(at_least=1)
+    solver: str = text(r".+", "name a solver")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,7 @@ class EvaluationParams:
     prompts: int = number(at_least=2)
     seed: int = number(at_least=0)
     batch: int = number(at_least=1)
+    free: tuple[str, ...]
     swaps: tuple[str, ...]
     diversity_prompts: int = number(at_least=1)
     diversity_seeds: int = number(at_least=2)

@@ -12,7 +12,7 @@ import torch
 
 from pipeline import adapters, artifacts, backbones, params, partition
 from pipeline.bundle import write
-from pipeline.evaluation import generation, inputs
+from pipeline.evaluation import arms, generation, inputs
 from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.inputs import Inputs
 from pipeline.evaluation.samples import Images, Shard
@@ -57,7 +57,8 @@ def make_artifacts(settings: Params) -> None:
     history = "train_step,loss,learning_rate\n" + "".join(f"{i},{1 / (i + 1)},0.001\n" for i in range(20))
     pair = {"slow": artifacts.TRAIN_SLOW, "fast": artifacts.TRAIN_FAST}
     rivals = chosen(settings.train_controls.arms).values()
-    jobs = [name for rival in rivals for name in dict.fromkeys(rival.adapters)]
+    steps = arms.student_steps(partition.two_phase_plan(split))
+    jobs = list(dict.fromkeys(name for rival in rivals for name in rival.adapters(steps)))
     _adapters(backbone, settings, [*pair.items(), *((name, artifacts.TRAIN_CONTROLS / name) for name in jobs)])
     for folder in pair.values():
         (folder / "history.csv").write_text(history)

@@ -98,7 +98,7 @@ RIVAL = '''def late(params: Params, data: TrainingData) -> list[Job]:
 
 
 RIVALS: dict[str, Rival] = {
-    "new_rival": Rival(title="New rival", question="A toy?", jobs=late, adapters=("late", "late")),
+    "new_rival": Rival(title="New rival", question="A toy?", jobs=late, adapter=always("late")),
 '''
 BASE = """BASES = (
     Recipe(
@@ -110,7 +110,7 @@ BASE = """BASES = (
     ),
 """
 SWAP = """SWAPS = (
-    Recipe(name="new_swap", title="New swap", question="A toy?", scale=_student_scale, adapters=("fast", "slow")),
+    Recipe(name="new_swap", title="New swap", question="A toy?", scale=_student_scale, adapter=always("fast")),
 """
 COLUMN = """        RETENTION,
         Column("worst_psnr", "worst PSNR", 1, "dB", better="higher"),

@@ -7,6 +7,7 @@ from pipeline.evaluation import arms, latency
 from pipeline.evaluation.latency import Work
 from pipeline.flow.sampling import StepPlan
 from pipeline.flow.schedule import Schedule
+from pipeline.training.rivals import RIVALS
 
 SCHEDULE = Schedule(mu=0.5)
 STUDENT_U = (1.0, 0.94, 0.88, 0.8, 0.64, 0.48, 0.32, 0.16)
@@ -17,6 +18,7 @@ CONDITIONS = arms.Conditions(
     teacher_scale=3.0,
     student_scale=1.0,
     rivals=("single", "official"),
+    free=(),
     swaps=("slow_only", "fast_only", "swapped"),
 )
 
@@ -94,7 +96,7 @@ def test_swaps_that_are_not_asked_for_are_left_out():
 def test_an_unknown_rival_or_swap_is_refused():
     with pytest.raises(ValueError, match="evaluation.swaps must be among slow_only, fast_only, swapped, got 'single'"):
         arms.build(replace(CONDITIONS, swaps=("single",)))
-    with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'twin'"):
+    with pytest.raises(ValueError, match=f"train_controls.arms must be among {', '.join(RIVALS)}, got 'twin'"):
         arms.build(replace(CONDITIONS, rivals=("twin",)))
 
 

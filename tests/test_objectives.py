@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pipeline import flow
 from pipeline.objectives import OBJECTIVES, base, regression
 
 
@@ -8,7 +9,10 @@ def random_sample(size=3):
     generator = torch.Generator().manual_seed(0)
     names = ("x", "x_next", "x_0", "noise")
     latents = {name: torch.randn(size, 4, 2, generator=generator) for name in names}
-    return base.Sample(**latents, sigma=torch.tensor([1.0, 0.8, 0.5]), sigma_next=torch.tensor([0.7, 0.2, 0.0]))
+    sigma, sigma_next = torch.tensor([1.0, 0.8, 0.5]), torch.tensor([0.7, 0.2, 0.0])
+    target = flow.secant(latents["x"], latents["x_next"], sigma, sigma_next)
+    levels = torch.tensor([1.0, 0.6, 0.0]).expand(size, -1)
+    return base.Sample(**latents, sigma=sigma, sigma_next=sigma_next, target=target, levels=levels)
 
 
 def asked(loss, sample, answer):

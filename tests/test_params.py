@@ -165,7 +165,7 @@ def test_a_missing_key_is_refused(content):
 
 
 def test_a_section_that_is_no_mapping_is_refused(content):
-    with pytest.raises(ValueError, match="student must hold the keys true_cfg_scale, got 3"):
+    with pytest.raises(ValueError, match="student must hold the keys true_cfg_scale, solver, got 3"):
         params.from_dict(content | {"student": 3})
 
 

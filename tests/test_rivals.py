@@ -7,8 +7,10 @@ import pytest
 from pipeline import adapters, artifacts
 from pipeline.ablations import grid
 from pipeline.evaluation import inputs
+from pipeline.evaluation.arms import student_steps
+from pipeline.partition import two_phase_plan
 from pipeline.training import jobs, rivals
-from pipeline.training.rivals import RIVALS, Rival
+from pipeline.training.rivals import RIVALS, Rival, always
 from tests.evaluation_case import make_artifacts, small_params
 from tests.recorded import record_tiny, workplace
 
@@ -51,14 +53,15 @@ def test_the_official_pair_is_trained_as_its_section_says(recorded):
 
 def test_no_rivals_and_unknown_rivals(recorded):
     assert rivals.jobs(with_arms(recorded.params), recorded.loaded()) == []
-    with pytest.raises(ValueError, match="train_controls.arms must be among single, official, got 'double'"):
+    with pytest.raises(ValueError, match=f"train_controls.arms must be among {', '.join(RIVALS)}, got 'double'"):
         rivals.jobs(with_arms(recorded.params, "double"), recorded.loaded())
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_the_adapters_that_act_are_those_that_are_trained(recorded, name):
     trained = [job.name for job in RIVALS[name].jobs(recorded.params, recorded.loaded())]
-    assert set(RIVALS[name].adapters) == set(trained) and len(trained) == len(set(trained))
+    used = RIVALS[name].adapters(student_steps(two_phase_plan(recorded.partition)))
+    assert set(used) == set(trained) and len(trained) == len(set(trained))
 
 
 def late(params, data):
@@ -69,7 +72,7 @@ def late(params, data):
 
 @pytest.fixture
 def toy(monkeypatch):
-    rival = Rival(title="Late adapter", question="A toy?", jobs=late, adapters=("late", "late"))
+    rival = Rival(title="Late adapter", question="A toy?", jobs=late, adapter=always("late"))
     monkeypatch.setitem(RIVALS, "toy", rival)
 
 
@@ -86,7 +89,7 @@ def test_one_entry_makes_a_rival_an_arm_of_evaluations_and_ablations(tmp_path, t
     params = with_arms(small_params(), "toy")
     make_artifacts(params)
     source = inputs.of_stages(params)
-    assert source.controls == ("toy",) and source.trainings == {"slow", "fast", "late"}
+    assert source.controls == ("toy",) and all(map(source.trained, ("slow", "fast", "late")))
     found = inputs.read(params, source)
     assert found.adapter_digests.keys() == {"slow", "fast", "late"}
     arm = found.arms[-1]

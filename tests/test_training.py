@@ -21,6 +21,7 @@ from pipeline.objectives.base import constant, cosine, error
 from pipeline.recording.trajectories import Trajectories
 from pipeline.training import batches, jobs, loop, velocities
 from pipeline.training.loop import Checkpoint
+from pipeline.training.trainers.base import TrainStep
 from tests.recorded import ROOT, record_tiny, workplace
 
 
@@ -119,7 +120,7 @@ def test_a_resumed_run_does_not_repeat_what_its_checkpoint_has(recorded, traject
     run(recorded, trajectories, job, Checkpoint(tmp_path, every=3), stop=7)
     steps = []
     draw = batches.draw
-    monkeypatch.setattr(batches, "draw", lambda *args: steps.append(args[2]) or draw(*args))
+    monkeypatch.setattr(batches, "draw", lambda *args: steps.append(args[3]) or draw(*args))
     run(recorded, trajectories, job, Checkpoint(tmp_path, every=3))
     assert steps == [6, 7]
 
@@ -324,7 +325,7 @@ def test_an_objective_may_ask_the_teacher(recorded, trajectories, monkeypatch, c
     bare, scale = recorded.backbone(), trajectories.recording.true_cfg_scale
     for train_step in (0, 11):
         sample, answer = answers[train_step]
-        conditioning = batches.draw(trajectories, job, train_step).conditioning
+        conditioning = batches.draw(trajectories, job, regression.TRAJECTORY, train_step).conditioning
         with torch.no_grad():
             v = bare.velocity(sample.x, sample.sigma, conditioning, 3.5)
             v_uncond = bare.velocity(sample.x, sample.sigma, repeat(trajectories.negative(), len(sample.x)), 3.5)
@@ -345,14 +346,14 @@ def test_an_objective_may_keep_a_state_that_a_killed_run_finds_again(recorded, t
     job = make_job(recorded, objective="relative")
     history, state = run(recorded, trajectories, job)
     run(recorded, trajectories, job, Checkpoint(tmp_path, every=3), stop=5)
-    assert torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)["objective"]["mean"] > 0
+    assert torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)["tensors"]["mean"] > 0
     again, resumed = run(recorded, trajectories, job, Checkpoint(tmp_path, every=3))
     assert again == history
     assert all(torch.equal(resumed[key], state[key]) for key in state)
 
 
 def test_history_files(tmp_path):
-    records = [loop.TrainStep(0, 0.5, 1e-3), loop.TrainStep(1, 0.25, 5e-4)]
+    records = [TrainStep(0, 0.5, 1e-3), TrainStep(1, 0.25, 5e-4)]
     loop.write_history(tmp_path / "one.csv", {None: records})
     loop.write_history(tmp_path / "many.csv", {"single": records[:1], "official_slow": records})
     loop.write_history(tmp_path / "none.csv", {})

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.flow.guidance import Velocity, forwards
+from pipeline.flow.guidance import SteeredGuidance, Velocity, forwards
 from pipeline.flow.schedule import Schedule
 
 Conditioning = dict[str, Tensor]
@@ -116,7 +116,8 @@ def guided(
     if negative is None:
         raise ValueError(f"true_cfg_scale {true_cfg_scale} needs the conditioning of a negative prompt, got none")
     count = len(next(iter(conditioning.values())))
-    return backbone.guide(under(conditioning), under(repeat(negative, count)), true_cfg_scale)
+    uncond = under(repeat(negative, count))
+    return SteeredGuidance(under(conditioning), lambda cond: backbone.guide(cond, uncond, true_cfg_scale))
 
 
 def index(conditioning: Conditioning, ids: Sequence[int] | Tensor) -> Conditioning:

@@ -14,6 +14,7 @@ from pipeline.backbones.base import Backbone, guided
 from pipeline.bundle.manifest import Bundle, bundle_digest
 from pipeline.flow.guidance import forwards
 from pipeline.flow.sampling import sample_plan
+from pipeline.flow.solvers import noise_seed
 
 
 def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list[int], *, fused: bool = True) -> Tensor:
@@ -45,9 +46,12 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
         backbone, conditioning, negative, guidance_scale=guidance.guidance_scale, true_cfg_scale=scale, grid=grid
     )
 
-    noise = backbone.noise(seeds, bundle.height, bundle.width)
+    def noise(step: int) -> Tensor:
+        return backbone.noise([noise_seed(seed, step) for seed in seeds], bundle.height, bundle.width)
+
+    start = backbone.noise(seeds, bundle.height, bundle.width)
     with switching.acting(backbone.transformer, bundle.states(), fused=fused, home=backbone.home) as select:
-        x = sample_plan(velocity, noise, bundle.plan(backbone), select)
+        x = sample_plan(velocity, start, bundle.plan(backbone), select, noise)
     return backbone.decode(x, bundle.height, bundle.width)
 
 

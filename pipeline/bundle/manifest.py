@@ -18,7 +18,7 @@ from pipeline import adapters, backbones
 from pipeline.artifacts import folder_digest, read_json
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.teacher import Teacher
-from pipeline.flow import stepping
+from pipeline.flow import solvers, stepping
 from pipeline.flow.sampling import StepPlan
 from pipeline.partition import PHASES
 from pipeline.styles import Lora
@@ -76,6 +76,8 @@ class Bundle:
     rank: int
     path: str = "consistent"
     """How the latents move, one of `stepping.PATHS`."""
+    solver: str = "euler"
+    """One of `solvers.SOLVERS`."""
     loras: tuple[Lora, ...] = ()
     """The LoRAs fused into the base, with the digests of their files."""
 
@@ -95,7 +97,12 @@ class Bundle:
         if content.get("format") != MANIFEST_FORMAT:
             raise ValueError(f"{folder / MANIFEST}: format must be {MANIFEST_FORMAT}, got {content.get('format')}")
         try:
-            content = {"loras": [], "path": cls.path, **content}  # bundles of earlier versions lack these keys
+            content = {
+                "loras": [],
+                "path": cls.path,
+                "solver": cls.solver,
+                **content,
+            }  # bundles of earlier versions lack these keys
             values: dict[str, Any] = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
             values |= {
                 "u": tuple(values["u"]),
@@ -110,6 +117,7 @@ class Bundle:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / MANIFEST} is not a complete manifest ({error})") from error
         stepping.check(f"{folder / MANIFEST}: path", values["path"])
+        solvers.check(f"{folder / MANIFEST}: solver", values["solver"])
         bundle = cls(folder=folder, **values)
         bundle._check_path()
         bundle.states()
@@ -155,7 +163,9 @@ class Bundle:
         """For each of the K steps: the model's noise level, how far the latents move, the active adapter."""
         steps = stepping.Steps(self.u, len(self.phases["slow"].steps), self.teacher_steps, self.height, self.width)
         sigmas, moves = stepping.PATHS[self.path](steps, backbone.schedule)
-        return StepPlan(sigmas, tuple(name for name, phase in self.phases.items() for _ in phase.steps), moves)
+        adapters = tuple(name for name, phase in self.phases.items() for _ in phase.steps)
+        moves = None if self.path == "consistent" else moves
+        return StepPlan(sigmas, adapters, moves, self.solver)
 
     def _state(self, path: Path) -> adapters.State:
         try:

@@ -87,6 +87,7 @@ def bundle(
         "base_license": card.license_of(Path(teacher.path) / "README.md"),
         "rank": config.r,
         "path": path,
+        "solver": student.solver,
     }
     write_json(folder / MANIFEST, content)
     call = backbone.stock_guidance(student.true_cfg_scale, teacher.guidance_scale, teacher.negative_prompt)

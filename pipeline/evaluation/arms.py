@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline import names
-from pipeline.flow.guidance import forwards
+from pipeline.flow.guidance import ASKED, evaluations, forwards
 from pipeline.flow.sampling import StepPlan, fixed_plan
 from pipeline.flow.schedule import Schedule, base_levels
 from pipeline.partition import PHASES
-from pipeline.training.rivals import RIVALS, chosen
+from pipeline.training.rivals import RIVALS, StudentStep, always, chosen
 
 REFERENCE = "teacher"
 PRODUCT = "student"
@@ -27,6 +27,7 @@ class Conditions:
         teacher_scale: The teacher's true_cfg_scale.
         student_scale: The student's true_cfg_scale.
         rivals: The rivals that have adapters, by their names in `RIVALS`.
+        free: Arms of the bare model with another solver or guidance, by name.
         swaps: Arms that use the pair's adapters in other phases, by name.
     """
 
@@ -36,12 +37,23 @@ class Conditions:
     teacher_scale: float
     student_scale: float
     rivals: tuple[str, ...]
+    free: tuple[str, ...]
     swaps: tuple[str, ...]
 
     @property
     def student_steps(self) -> int:
         """K, the student's steps."""
         return len(self.student.adapters)
+
+    @property
+    def budget(self) -> int:
+        """The student's forwards per image."""
+        return self.student_steps * forwards(self.student_scale)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the student has a slow and a fast phase, and no other."""
+        return set(self.student.adapters) == set(PHASES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +81,18 @@ class Arm:
 
     @property
     def nfe(self) -> int:
-        """Forwards per image: a guided step takes two."""
-        return self.steps * forwards(self.true_cfg_scale)
+        """Forwards per image: a step that asks for guidance takes two."""
+        return evaluations(self.plan.guidance, self.steps, self.true_cfg_scale)
 
     @property
-    def workload(self) -> tuple[int, tuple[int | None, ...]]:
-        """What the arm's cost depends on: forwards per step, and each step's adapter, numbered as they appear."""
+    def workload(self) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+        """What the arm's cost depends on: each step's forwards, and its adapter, numbered as they appear."""
         places: dict[str | None, int] = {
             name: place for place, name in enumerate(dict.fromkeys(filter(None, self.plan.adapters)))
         }
-        return forwards(self.true_cfg_scale), tuple(places.get(name) for name in self.plan.adapters)
+        modes = self.plan.guidance or (ASKED,) * self.steps
+        each = tuple(evaluations((mode,), 1, self.true_cfg_scale) for mode in modes)
+        return each, tuple(places.get(name) for name in self.plan.adapters)
 
 
 @dataclass(frozen=True)
@@ -115,8 +129,12 @@ class Recipe:
     """The arm's true_cfg_scale."""
     levels: Callable[[Conditions], Sequence[float]] | None = None
     """Base levels of the bare backbone; None = the student's own plan, with adapters."""
-    adapters: tuple[str, str] | None = None
-    """The active adapters in the slow and in the fast steps of the student's plan."""
+    adapter: Callable[[StudentStep], str] | None = None
+    """The active adapter in a step of the student's plan; None = the student's own."""
+    solver: str | None = None
+    """One of `solvers.SOLVERS`; None = the student's for an arm with adapters, Euler's for the bare backbone."""
+    modes: Callable[[int], Sequence[str]] | None = None
+    """(steps) -> how each step gets its guidance; None = every step asks for it."""
 
 
 def _even(steps: Callable[[Conditions], int]) -> Callable[[Conditions], Sequence[float]]:
@@ -126,8 +144,7 @@ def _even(steps: Callable[[Conditions], int]) -> Callable[[Conditions], Sequence
 
 def _equal_cost_steps(conditions: Conditions) -> int:
     """As many guided steps as the student's forwards pay for, at least one."""
-    budget = conditions.student_steps * forwards(conditions.student_scale)
-    return max(1, budget // forwards(conditions.teacher_scale))
+    return max(1, conditions.budget // forwards(conditions.teacher_scale))
 
 
 def _teacher_scale(conditions: Conditions) -> float:
@@ -172,12 +189,47 @@ BASES = (
 )
 """Arms of the bare backbone; every evaluation has them."""
 
+FREE = (
+    Recipe(
+        name="base_ab2",
+        title="Base, guided, AB2",
+        question="The guided model at twice the student's forwards, with Adams-Bashforth's second-order steps.",
+        levels=_even(lambda conditions: conditions.student_steps),
+        scale=_teacher_scale,
+        solver="ab2",
+    ),
+    Recipe(
+        name="base_dpm",
+        title="Base, guided, DPM-Solver++",
+        question="The guided model at twice the student's forwards, with DPM-Solver++ 2M.",
+        levels=_even(lambda conditions: conditions.student_steps),
+        scale=_teacher_scale,
+        solver="dpm2m",
+    ),
+    Recipe(
+        name="base_ab2_equal_cost",
+        title="Base, equal cost, AB2",
+        question="The student's forwards, spent for free on half as many guided steps of second order.",
+        levels=_even(_equal_cost_steps),
+        scale=_teacher_scale,
+        solver="ab2",
+    ),
+    Recipe(
+        name="base_dpm_equal_cost",
+        title="Base, equal cost, DPM-Solver++",
+        question="The student's forwards, spent for free on half as many guided steps of DPM-Solver++ 2M.",
+        levels=_even(_equal_cost_steps),
+        scale=_teacher_scale,
+        solver="dpm2m",
+    ),
+)
+"""Free rivals with another solver or other guidance: the choices of evaluation.free."""
+
 STUDENT = Recipe(
     name=PRODUCT,
     title="Student",
     question="The product: slow and fast adapter.",
     scale=_student_scale,
-    adapters=PHASES,
 )
 
 SWAPS = (
@@ -186,21 +238,21 @@ SWAPS = (
         title="Slow adapter only",
         question="Is the fast adapter needed, or would the slow one do in every step?",
         scale=_student_scale,
-        adapters=("slow", "slow"),
+        adapter=always("slow"),
     ),
     Recipe(
         name="fast_only",
         title="Fast adapter only",
         question="Is the slow adapter needed, or would the fast one do in every step?",
         scale=_student_scale,
-        adapters=("fast", "fast"),
+        adapter=always("fast"),
     ),
     Recipe(
         name="swapped",
         title="Swapped adapters",
         question="Did the two adapters learn different things?",
         scale=_student_scale,
-        adapters=("fast", "slow"),
+        adapter=lambda step: {"slow": "fast", "fast": "slow"}[step.phase],
     ),
 )
 """Arms with the pair's adapters in other phases: the choices of evaluation.swaps."""
@@ -209,10 +261,17 @@ SWAPS = (
 def recipes() -> list[Recipe]:
     """Every possible arm, in the order of the tables; the rivals' arms run with the student's plan and scale."""
     rivals = [
-        Recipe(name=name, title=rival.title, question=rival.question, scale=_student_scale, adapters=rival.adapters)
+        Recipe(
+            name=name,
+            title=rival.title,
+            question=rival.question,
+            scale=_student_scale,
+            adapter=rival.adapter,
+            solver=rival.solver,
+        )
         for name, rival in RIVALS.items()
     ]
-    return [*BASES, STUDENT, *SWAPS, *rivals]
+    return [*BASES, *FREE, STUDENT, *SWAPS, *rivals]
 
 
 def titles() -> dict[str, str]:
@@ -221,14 +280,25 @@ def titles() -> dict[str, str]:
 
 
 def build(conditions: Conditions) -> list[Arm]:
-    """The arms of an evaluation, in the order of `recipes`, without the rivals and swaps that are not asked for.
+    """The arms of an evaluation, in the order of `recipes`, without those that are not asked for.
+
+    A student that is no pair has no swaps.
 
     Raises:
-        ValueError: If a rival or a swap is unknown.
+        ValueError: If a rival, a free arm or a swap is unknown.
     """
+    check_free(conditions.free)
     check_swaps(conditions.swaps)
-    left_out = {*(recipe.name for recipe in SWAPS), *RIVALS} - {*chosen(conditions.rivals), *conditions.swaps}
+    swaps = conditions.swaps if conditions.is_pair else ()
+    optional = {*(recipe.name for recipe in (*FREE, *SWAPS)), *RIVALS}
+    left_out = optional - {*chosen(conditions.rivals), *conditions.free, *swaps}
     return [_arm(recipe, conditions) for recipe in recipes() if recipe.name not in left_out]
+
+
+def check_free(free: Sequence[str]) -> None:
+    """Raises ValueError unless each name is that of an arm in `FREE`."""
+    for name in free:
+        names.check("evaluation.free", name, [recipe.name for recipe in FREE], "be among")
 
 
 def check_swaps(swaps: Sequence[str]) -> None:
@@ -237,11 +307,24 @@ def check_swaps(swaps: Sequence[str]) -> None:
         names.check("evaluation.swaps", name, [recipe.name for recipe in SWAPS], "be among")
 
 
+def student_steps(plan: StepPlan) -> list[StudentStep]:
+    """The steps of the student's own plan."""
+    levels = plan.sigmas.tolist()[:-1]
+    return [
+        StudentStep(number=number, sigma=sigma, phase=phase or "")
+        for number, (sigma, phase) in enumerate(zip(levels, plan.adapters, strict=True))
+    ]
+
+
 def _arm(recipe: Recipe, conditions: Conditions) -> Arm:
     if recipe.levels is None:
-        acting: dict[str | None, str] = dict(zip(PHASES, recipe.adapters or (), strict=True))
-        plan = replace(conditions.student, adapters=tuple(acting[phase] for phase in conditions.student.adapters))
+        plan = conditions.student
+        if recipe.adapter is not None:
+            plan = replace(plan, adapters=tuple(map(recipe.adapter, student_steps(plan))))
+        plan = replace(plan, solver=recipe.solver or plan.solver)
     else:
         plan = fixed_plan(conditions.schedule.sigmas(recipe.levels(conditions)))
+        modes = recipe.modes and tuple(recipe.modes(len(plan.adapters)))
+        plan = replace(plan, solver=recipe.solver or plan.solver, guidance=modes)
     scale = recipe.scale(conditions)
     return Arm(name=recipe.name, title=recipe.title, question=recipe.question, plan=plan, true_cfg_scale=scale)

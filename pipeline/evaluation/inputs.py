@@ -48,12 +48,9 @@ class Source:
     controls: tuple[str, ...]
     trained_here: bool
 
-    @property
-    def trainings(self) -> set[str]:
-        """The adapters that this project's stages trained, by name."""
-        return {name for rival in chosen(self.controls).values() for name in rival.adapters} | set(
-            PHASES if self.trained_here else ()
-        )
+    def trained(self, job: str) -> bool:
+        """Whether the job of this name, a phase or a control's, trained an adapter that the evaluation measures."""
+        return self.trained_here if job in PHASES else bool(self.controls)
 
 
 def of_stages(params: Params) -> Source:
@@ -75,7 +72,8 @@ def of_bundle(params: Params, folder: Path) -> Source:
     own = Bundle.load(artifacts.BUNDLE) if (artifacts.BUNDLE / MANIFEST).is_file() else None
     if own is None or not _run_alike(own, bundle):
         return Source(folder, (), False)
-    there = {name: all(map(_is_adapter, map(_control, rival.adapters))) for name, rival in known.items()}
+    steps = arms.student_steps(own.plan(backbones.load(params.teacher.path, "cpu", parts=())))
+    there = {name: all(map(_is_adapter, map(_control, rival.adapters(steps)))) for name, rival in known.items()}
     controls = tuple(name for name in known if there[name])
     return Source(folder, controls, bundle_digest(own.folder) == bundle_digest(folder))
 
@@ -146,18 +144,21 @@ def read(params: Params, source: Source) -> Inputs:
     _check_alike(params, bundle)
     prompts = load_prompts(settings.prompts_file, settings.prompts, "evaluation", settings.seed, "evaluation")
     states, files = dict(bundle.states()), dict(bundle.files)
-    for rival in chosen(source.controls).values():
-        for name in dict.fromkeys(rival.adapters):
-            states[name] = adapters.read(_control(name))[0]
-            files[name] = _control(name) / adapters.WEIGHTS
     frame = backbones.load(teacher.path, "cpu", parts=())
+    student = bundle.plan(frame)
+    for rival in chosen(source.controls).values():
+        for name in rival.adapters(arms.student_steps(student)):
+            if name not in states:
+                states[name] = adapters.read(_control(name))[0]
+                files[name] = _control(name) / adapters.WEIGHTS
     conditions = arms.Conditions(
         schedule=frame.schedule(teacher.height, teacher.width),
         teacher_steps=teacher.steps,
-        student=bundle.plan(frame),
+        student=student,
         teacher_scale=teacher.true_cfg_scale,
         student_scale=bundle.guidance.student_true_cfg_scale,
         rivals=source.controls,
+        free=settings.free,
         swaps=settings.swaps,
     )
 

@@ -35,6 +35,6 @@ def evaluate(params: Params, source: Source, folder: Path, progress: Progress) -
     scoring.score(params.evaluation, images, folder, progress)
     timing.time_arms(given, outcome.latency_file(folder), progress)
     losses = histories.read(artifacts.TRAIN_SLOW, artifacts.TRAIN_FAST, artifacts.TRAIN_CONTROLS)
-    shown = {name: loss for name, loss in losses.items() if name in source.trainings}
+    shown = {name: loss for name, loss in losses.items() if source.trained(name)}
     page.write(content.gather(params, images, folder, shown, source.trained_here), folder / "report.html")
     shutil.rmtree(images.folder)

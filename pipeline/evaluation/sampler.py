@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.backbones import base
 from pipeline.backbones.base import Backbone, Conditioning
 from pipeline.evaluation.weights import ArmWeights
-from pipeline.flow import guidance, sampling
+from pipeline.flow import guidance, sampling, solvers
 
 if TYPE_CHECKING:  # for types only: the list of arms changes no image
     from pipeline.evaluation.arms import Arm
@@ -85,11 +85,18 @@ class Sampler:
         return Prompted(self._last[1], self._negative)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """The initial noise of all arms, (B, T, C); the noise depends on the seeds alone."""
+        """Noise, (B, T, C); it depends on the seeds alone."""
         return self.backbone.noise(list(seeds), self.height, self.width)
 
-    def denoise(self, arm: Arm, prompted: Prompted, noise: Tensor) -> Tensor:
-        """The denoising loop of an arm, (B, T, C) to (B, T, C); `weights` must hold the arm's adapters."""
+    def denoise(self, arm: Arm, prompted: Prompted, seeds: Sequence[int]) -> Tensor:
+        """The denoising loop of an arm from the noise of B seeds to latents (B, T, C).
+
+        `weights` must hold the arm's adapters.
+        """
+
+        def fresh(step: int) -> Tensor:
+            return self.noise([solvers.noise_seed(seed, step) for seed in seeds])
+
         with torch.inference_mode():
             velocity = base.guided(
                 self.backbone,
@@ -99,7 +106,7 @@ class Sampler:
                 true_cfg_scale=arm.true_cfg_scale,
                 grid=self.grid,
             )
-            return sampling.sample_plan(velocity, noise, arm.plan, self.weights.select)
+            return sampling.sample_plan(velocity, self.noise(seeds), arm.plan, self.weights.select, fresh)
 
     def decode(self, x: Tensor) -> np.ndarray:
         """Latents to uint8 (B, H, W, 3)."""
@@ -110,4 +117,4 @@ class Sampler:
     def images(self, arm: Arm, shard: Shard) -> np.ndarray:
         """A shard's images, uint8 (B, H, W, 3): a pure function of the arm, its adapters and the shard."""
         self.weights.hold(arm.plan.adapters)
-        return self.decode(self.denoise(arm, self._remembered(arm, shard.prompts), self.noise(shard.seeds)))
+        return self.decode(self.denoise(arm, self._remembered(arm, shard.prompts), shard.seeds))

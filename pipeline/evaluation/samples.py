@@ -108,6 +108,8 @@ def depends_on(arm: Arm, origin: Mapping, adapter_digests: Mapping[str, str]) ->
         "origin": origin,
         "sigmas": arm.plan.sigmas.tolist(),
         "d_sigmas": arm.plan.d_sigmas,
+        "solver": arm.plan.solver,
+        "guidance": arm.plan.guidance,
         "adapters": [adapter_digests[name] if name else None for name in arm.plan.adapters],
         "true_cfg_scale": arm.true_cfg_scale,
     }

@@ -64,7 +64,7 @@ class Timing:
     def works(self, batch: int) -> dict[str, Work]:
         """The work of each timed arm, by its name."""
         sampler, prompts, seed = self.given.sampler, self.given.prompts, self.given.params.evaluation.seed
-        noise = sampler.noise(range(seed, seed + batch))
+        seeds = range(seed, seed + batch)
 
         def encode(arm: Arm, n: int) -> Prompted:
             prompted = sampler.encode(arm, [prompts[(n + i) % len(prompts)] for i in range(batch)])
@@ -75,7 +75,7 @@ class Timing:
             return Work(
                 prepare=lambda: sampler.weights.hold(arm.plan.adapters),
                 encode=lambda n: encode(arm, n),
-                loop=lambda prompted: sampler.denoise(arm, prompted, noise),
+                loop=lambda prompted: sampler.denoise(arm, prompted, seeds),
                 decode=sampler.decode,
             )
 

@@ -1,6 +1,6 @@
 """Guidance around a velocity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,55 @@ def true_cfg_norm_rescaled(cond: Velocity, uncond: Velocity, scale: float) -> Ve
         return guided * (torch.norm(v, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
 
     return velocity
+
+
+ASKED, OFF, REUSED = "asked", "off", "reused"
+"""How a guided step gets its guidance: by a second forward; not at all; or as it was in the last step that asked."""
+MODES = (ASKED, OFF, REUSED)
+
+
+class SteeredGuidance:
+    """A guided velocity whose guidance can be turned off, or reused, from step to step.
+
+    Args:
+        cond: The velocity under the prompts.
+        guide: Puts guidance around `cond`, at the cost of a second forward.
+    """
+
+    def __init__(self, cond: Velocity, guide: Callable[[Velocity], Velocity]):
+        self.mode = ASKED
+        self._cond, self._guide = cond, guide
+        self._last: tuple[Tensor, Tensor] | None = None  # v_cond and the guided v of the last step that asked
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """v(x, sigma) in the present mode.
+
+        Raises:
+            ValueError: The guidance is to be reused before any step asked for it.
+        """
+        if self.mode == OFF:
+            return self._cond(x, sigma)
+        if self.mode == REUSED:
+            if self._last is None:
+                raise ValueError("a step can reuse guidance only after a step that asked for it")
+            v_cond, v_guided = self._last
+            return self._cond(x, sigma) + (v_guided - v_cond)
+        v_cond: list[Tensor] = []
+
+        def remembering(x: Tensor, sigma: Tensor) -> Tensor:
+            v_cond.append(self._cond(x, sigma))
+            return v_cond[-1]
+
+        v = self._guide(remembering)(x, sigma)
+        self._last = v_cond[-1], v
+        return v
+
+
+def evaluations(modes: Sequence[str] | None, steps: int, scale: float) -> int:
+    """Transformer forwards of a run: two in a step that asks for guidance, one in each other; None = all steps ask."""
+    if modes is None:
+        return steps * forwards(scale)
+    return sum(forwards(scale) if mode == ASKED else 1 for mode in modes)
 
 
 def forwards(scale: float) -> int:

@@ -2,9 +2,16 @@
 
 from pipeline import names
 from pipeline.objectives.base import Objective
+from pipeline.objectives.consistency import CONSISTENCY
 from pipeline.objectives.regression import FLOW, TRAJECTORY
+from pipeline.objectives.rollout import ROLLOUT
 
-OBJECTIVES: dict[str, Objective] = {"trajectory": TRAJECTORY, "flow": FLOW}
+OBJECTIVES: dict[str, Objective] = {
+    "trajectory": TRAJECTORY,
+    "flow": FLOW,
+    "consistency": CONSISTENCY,
+    "rollout": ROLLOUT,
+}
 
 
 def check(key: str, objective: str) -> None:

@@ -8,12 +8,12 @@ from pipeline.objectives.base import Objective, Sample, constant, cosine, error
 
 
 def trajectory(sample: Sample, student: Velocity, teacher: Velocity) -> Tensor:
-    """|v(x_i, sigma_i) - (x_j - x_i) / (sigma_j - sigma_i)|^2: one Euler step lands on the teacher's path.
+    """|v(x_i, sigma_i) - target|^2: one step of the student's solver lands on the teacher's path.
 
-    The error is in units of velocity, so every student step weighs the same, however short the step is.
+    For Euler's steps the target is (x_j - x_i) / (sigma_j - sigma_i). The error is in units of velocity, so every
+    student step weighs the same, however short the step is.
     """
-    target = flow.secant(sample.x, sample.x_next, sample.sigma, sample.sigma_next)
-    return error(student(sample.x, sample.sigma), target)
+    return error(student(sample.x, sample.sigma), sample.target)
 
 
 def noise_to_data(sample: Sample, student: Velocity, teacher: Velocity) -> Tensor:

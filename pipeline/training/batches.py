@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline import flow
 from pipeline.backbones.base import Conditioning, concat
-from pipeline.objectives.base import Sample
+from pipeline.flow.solvers import TRAINABLE
+from pipeline.objectives.base import Objective, Sample, each_step
 from pipeline.recording.trajectories import Trajectories
 from pipeline.training.jobs import Job, Step
 
@@ -22,21 +24,22 @@ class Batch:
     conditioning: Conditioning
 
 
-def draw(trajectories: Trajectories, job: Job, train_step: int) -> Batch:
-    """Draws a batch of (trajectory, student step) pairs."""
-    settings = job.settings
+def draw(trajectories: Trajectories, job: Job, objective: Objective, train_step: int) -> Batch:
+    """Draws a batch of (trajectory, sample of the objective) pairs."""
+    settings, parts = job.settings, objective.samples(job.steps)
     count = min(job.trajectories or len(trajectories), len(trajectories))
-    chosen = items(count * len(job.steps), settings.batch, settings.seed, train_step)
+    chosen = items(count * len(parts), settings.batch, settings.seed, train_step)
     noise = generator(settings.seed, "noise", train_step)
-    return _batch(trajectories, job.steps, chosen, count, noise)
+    own_path = job.solver != "euler" and objective.samples is each_step
+    return _batch(trajectories, job.steps, parts, chosen, count, noise, job if own_path else None)
 
 
-def draw_anchors(anchors: Trajectories, job: Job, train_step: int) -> Batch:
-    """Draws a batch of (anchor, student step) pairs; the secant of each step is the guided base's own velocity."""
-    settings, count = job.settings, len(anchors)
-    chosen = items(count * len(job.anchored), settings.anchor_batch, settings.seed, train_step, "anchors")
+def draw_anchors(anchors: Trajectories, job: Job, objective: Objective, train_step: int) -> Batch:
+    """Draws a batch of (anchor, sample) pairs; the secant of each step is the guided base's own velocity."""
+    settings, parts, count = job.settings, objective.samples(job.anchored), len(anchors)
+    chosen = items(count * len(parts), settings.anchor_batch, settings.seed, train_step, "anchors")
     noise = generator(settings.seed, "anchors noise", train_step)
-    return _batch(anchors, job.anchored, chosen, count, noise)
+    return _batch(anchors, job.anchored, parts, chosen, count, noise, None)
 
 
 def together(one: Batch, other: Batch) -> Batch:
@@ -62,11 +65,38 @@ def generator(seed: int, stream: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _batch(recorded: Trajectories, steps: Sequence[Step], chosen: Tensor, count: int, noise: torch.Generator) -> Batch:
-    """The batch of the chosen pairs; pair n is trajectory n % count in the student step n // count."""
-    ids, pairs = chosen % count, torch.tensor(steps)[chosen // count]
+def _batch(
+    recorded: Trajectories,
+    steps: Sequence[Step],
+    parts: Sequence[Step],
+    chosen: Tensor,
+    count: int,
+    noise: torch.Generator,
+    job: Job | None,
+) -> Batch:
+    """The batch of the chosen pairs; pair n is trajectory n % count in part n // count of the path.
+
+    `job` has the solver that makes the targets; None = Euler.
+    """
+    ids, pairs = chosen % count, torch.tensor(parts)[chosen // count]
     x, x_next, x_0 = recorded.states(ids, F.pad(pairs, (0, 1), value=recorded.steps)).float().unbind(1)
     sigma, sigma_next = recorded.sigmas[pairs].float().unbind(1)
-    drawn = torch.randn(x.shape, generator=noise)
-    sample = Sample(x=x, x_next=x_next, x_0=x_0, noise=drawn, sigma=sigma, sigma_next=sigma_next)
+    levels = recorded.sigmas[[*(start for start, _ in steps), steps[-1][1]]].float().expand(len(ids), -1)
+    sample = Sample(
+        x=x,
+        x_next=x_next,
+        x_0=x_0,
+        noise=torch.randn(x.shape, generator=noise),
+        sigma=sigma,
+        sigma_next=sigma_next,
+        target=flow.secant(x, x_next, sigma, sigma_next) if job is None else _targets(recorded, job, ids, pairs[:, 0]),
+        levels=levels,
+    )
     return Batch(sample, recorded.conditioning(ids))
+
+
+def _targets(recorded: Trajectories, job: Job, ids: Tensor, starts: Tensor) -> Tensor:
+    """The velocities with which the job's solver follows the recorded path, at each row's step, (B, T, C)."""
+    path = torch.tensor(job.path)
+    velocities = TRAINABLE[job.solver](recorded.states(ids, path).float(), recorded.sigmas[path])
+    return velocities[torch.arange(len(ids)), torch.searchsorted(path, starts)]

@@ -34,6 +34,16 @@ class TrainingData:
         anchored = () if self.anchors is None else self._steps(self.anchors, phases)
         return self._steps(self.trajectories, phases), anchored
 
+    @property
+    def path(self) -> tuple[int, ...]:
+        """Recorded steps of the trajectories at which the student's steps start, then the last one's end.
+
+        Raises:
+            ValueError: A level of the partition was not recorded.
+        """
+        pairs = self.trajectories.pairs(self.partition.u)
+        return (*(start for start, _ in pairs), pairs[-1][1])
+
     def _steps(self, recorded: Trajectories, phases: Sequence[str]) -> tuple[Step, ...]:
         pairs, slow = recorded.pairs(self.partition.u), len(self.partition.slow.steps)
         parts = {"slow": pairs[:slow], "fast": pairs[slow:]}

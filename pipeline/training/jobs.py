@@ -50,6 +50,12 @@ class Job:
     """The same student steps in recorded steps of the anchors; () = no anchors."""
     trajectories: int | None = None
     """How many trajectories to train on, counted from the first; None = all."""
+    path: tuple[int, ...] = ()
+    """Recorded steps at which all of the student's steps start, then at which the last one ends, length K + 1."""
+    solver: str = "euler"
+    """The student's solver, one of `solvers.TRAINABLE`."""
+    trainer: str = "objective"
+    """One of `trainers.TRAINERS`."""
     section: str = "training"
     """The section of params.yaml that names the objective and the targets, for messages."""
 
@@ -64,4 +70,6 @@ def of_phase(params: Params, data: TrainingData, phase: str) -> Job:
         guidance_scale=params.teacher.guidance_scale,
         true_cfg_scale=params.student.true_cfg_scale,
         anchored=anchored,
+        path=data.path,
+        solver=params.student.solver,
     )

@@ -1,37 +1,26 @@
-"""Trains one adapter, in a loop that goes on where it was killed."""
+"""Trains the adapters of a job, in a loop that goes on where it was killed."""
 
 import csv
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from pipeline import adapters, artifacts, backbones, objectives
+from pipeline import adapters, artifacts, backbones
 from pipeline.artifacts import atomic_file, code_digest, digest_of, file_digest, save_torch
-from pipeline.backbones import precision
 from pipeline.backbones.base import Backbone
 from pipeline.params import Params
 from pipeline.progress import Progress
 from pipeline.recording.trajectories import INDEX, Trajectories
-from pipeline.training import batches
+from pipeline.training import trainers
 from pipeline.training.data import TrainingData
 from pipeline.training.jobs import Job
-from pipeline.training.velocities import Velocities
+from pipeline.training.trainers.base import Memory, Trainer, TrainStep
 
 CHECKPOINT = "checkpoint.pt"
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """What one optimiser step reports."""
-
-    train_step: int
-    loss: float
-    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -63,64 +52,34 @@ def train(
     job: Job,
     checkpoint: Checkpoint | None = None,
     anchors: Trajectories | None = None,
-) -> Iterator[TrainStep]:
-    """Trains an adapter called `job.name` on the backbone, and leaves it there; yields one record per train step.
-
-    AdamW on the mean of the objective's losses. A batch is a function of the seed and of the train step alone.
+) -> Generator[TrainStep, None, Trainer]:
+    """Trains the adapters of a job, and leaves them on the backbone; yields one record per train step.
 
     Args:
-        backbone: Its transformer carries no adapter of that name.
+        backbone: Its transformer carries no adapter of the job.
         trajectories: The teacher's states and their conditioning.
-        job: What to train.
+        job: What to train, and how.
         checkpoint: If it holds a state, the records of that state are yielded at once. Training then goes on from the
             state, to the same bytes as without the interruption.
-        anchors: Anchors for a part of each batch, if the job has steps for them and the objective is guided.
+        anchors: Anchors for a part of each batch, if the job has steps for them and the trainer uses them.
+
+    Returns:
+        The trainer, which gives the trained adapters.
 
     Raises:
-        ValueError: The objective or the targets are unknown, or a loss is not finite; such a step is never saved.
+        ValueError: The trainer, the objective or the targets are unknown, or a loss is not finite; such a step is
+            never saved.
     """
-    settings = job.settings
-    objectives.check(f"{job.section}.objective", settings.objective)
-    objective = objectives.OBJECTIVES[settings.objective]
-    adapters.add(
-        backbone,
-        job.name,
-        rank=settings.rank,
-        alpha=settings.alpha,
-        targets=settings.targets,
-        seed=settings.seed,
-        key=f"{job.section}.targets",
-    )
-    parameters = adapters.parameters(backbone.transformer, job.name)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, fused=True)
-    state = {name: tensor.to(backbone.device) for name, tensor in objective.state().items()}
-    history = _restore(checkpoint.folder, parameters, optimizer, state) if checkpoint else []
-    negative = trajectories.negative()
+    trainers.check("trainer", job.trainer)
+    trainer = trainers.TRAINERS[job.trainer](backbone, trajectories, job, anchors)
+    history = _restore(checkpoint.folder, trainer.memory) if checkpoint else []
     yield from history
-
-    for train_step in range(len(history), settings.train_steps):
-        batch = batches.draw(trajectories, job, train_step)
-        if anchors is not None and job.anchored and objective.guided:
-            batch = batches.together(batch, batches.draw_anchors(anchors, job, train_step))
-        sample = batch.sample.to(backbone.device)
-        learning_rate = settings.learning_rate * objective.rate(train_step / settings.train_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-
-        velocities = Velocities(backbone, job, batch.conditioning, negative, trajectories.recording)
-        student = velocities.student(guided=objective.guided)
-        with precision.attention(backbone, settings.precision):  # backward too: checkpointing runs the forward in it
-            losses = objective.loss(sample, student, velocities.teacher, **state)
-            _check(losses.detach(), sample.sigma, train_step, job.name)
-            loss = losses.mean()
-            optimizer.zero_grad()
-            loss.backward()
-        optimizer.step()
-
-        history.append(TrainStep(train_step, loss.item(), learning_rate))
-        if checkpoint and (len(history) % checkpoint.every == 0 or len(history) == settings.train_steps):
-            _keep(checkpoint.folder, parameters, optimizer, state, history)
+    for train_step in range(len(history), job.settings.train_steps):
+        history.append(trainer.step(train_step))
+        if checkpoint and (len(history) % checkpoint.every == 0 or len(history) == job.settings.train_steps):
+            _keep(checkpoint.folder, trainer.memory, history)
         yield history[-1]
+    return trainer
 
 
 def train_to(
@@ -132,20 +91,25 @@ def train_to(
     anchors: Trajectories | None = None,
     show: Callable[[Iterable[TrainStep]], Iterable[TrainStep]] = iter,
 ) -> list[TrainStep]:
-    """Trains an adapter, writes it in peft's layout and takes it off the backbone.
+    """Trains the adapters of a job, writes them in peft's layout and takes them off the backbone.
 
     Args:
-        folder: Where the adapter goes.
+        folder: Where the adapter of the job's name goes; others go to folders beside it, which have their names.
         backbone, trajectories, job, checkpoint, anchors: As in `train`, which says what is raised.
         show: Wraps the records as they come, for a progress bar.
 
     Returns:
         The record of every train step.
     """
-    history = list(show(train(backbone, trajectories, job, checkpoint, anchors)))
-    transformer = backbone.transformer
-    adapters.save(folder, adapters.state(transformer, job.name), transformer.peft_config[job.name])
-    transformer.unload_lora()
+    found: list[Trainer] = []
+
+    def records() -> Iterator[TrainStep]:
+        found.append((yield from train(backbone, trajectories, job, checkpoint, anchors)))
+
+    history = list(show(records()))
+    for name, (state, config) in found[0].trained().items():
+        adapters.save(folder if name == job.name else folder.with_name(name), state, config)
+    backbone.transformer.unload_lora()
     return history
 
 
@@ -190,43 +154,26 @@ def write_history(path: Path, histories: Mapping[str | None, Sequence[TrainStep]
         writer.writerows(rows)
 
 
-def _check(losses: Tensor, sigma: Tensor, train_step: int, name: str) -> None:
-    bad = ~losses.isfinite()
-    if bad.any():
-        level = sigma[bad][0].item()
-        raise ValueError(
-            f"the loss must be finite, got {losses[bad][0].item()} at train step {train_step} of phase {name}, "
-            f"sigma {level:.4f}; a lower learning_rate may help"
-        )
-
-
-def _keep(
-    folder: Path,
-    parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Tensor],
-    history: Sequence[TrainStep],
-) -> None:
+def _keep(folder: Path, memory: Memory, history: Sequence[TrainStep]) -> None:
     content = {
-        "parameters": [parameter.detach() for parameter in parameters],
-        "optimizer": optimizer.state_dict(),
-        "objective": dict(state),
+        "parameters": [parameter.detach() for parameter in memory.parameters],
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in memory.optimizers.items()},
+        "tensors": memory.tensors,
         "history": [asdict(record) for record in history],
     }
     save_torch(folder / CHECKPOINT, content)
 
 
-def _restore(
-    folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
-) -> list[TrainStep]:
+def _restore(folder: Path, memory: Memory) -> list[TrainStep]:
     """Puts a checkpoint back and returns its history; an empty one when there is none."""
     if not (folder / CHECKPOINT).is_file():
         return []
     content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     with torch.no_grad():
-        for parameter, kept in zip(parameters, content["parameters"], strict=True):
+        for parameter, kept in zip(memory.parameters, content["parameters"], strict=True):
             parameter.copy_(kept)
-        for name, tensor in state.items():
-            tensor.copy_(content["objective"][name])
-    optimizer.load_state_dict(content["optimizer"])
+        for name, tensor in memory.tensors.items():
+            tensor.copy_(content["tensors"][name])
+    for name, optimizer in memory.optimizers.items():
+        optimizer.load_state_dict(content["optimizers"][name])
     return [TrainStep(**record) for record in content["history"]]

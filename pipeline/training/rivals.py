@@ -1,18 +1,38 @@
-"""The pair's rivals that need a training of their own: a new rival is an entry of `RIVALS`, and nothing else."""
+"""The pair's rivals that need a training of their own: a new rival is an entry of `RIVALS`, and nothing else.
+
+All but `official` have the budget of the pair, in forward equivalents: a forward counts 1, a backward 2.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline import names
+from pipeline.flow.guidance import forwards
+from pipeline.objectives import OBJECTIVES
 from pipeline.params import Params
 from pipeline.partition import PHASES
 from pipeline.training.jobs import Job, TrainingSettings
 
 if TYPE_CHECKING:
     from pipeline.training.data import TrainingData
+
+BACKWARD = 2  # forward equivalents of a backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentStep:
+    """A step of the student, as a rival chooses its adapter for it."""
+
+    number: int
+    """From 0."""
+    sigma: float
+    """Noise level at the start."""
+    phase: str
+    """The phase of the pair, "slow" or "fast"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,30 +44,59 @@ class Rival:
     question: str
     """What comparing it with the student answers."""
     jobs: Callable[[Params, TrainingData], list[Job]]
-    """The rival's adapters to train."""
-    adapters: tuple[str, str]
-    """The jobs whose adapters are active in the student's slow and in its fast steps, by name."""
+    """The trainings of the rival's adapters."""
+    adapter: Callable[[StudentStep], str]
+    """The trained adapter that is active in a student step, by name."""
+    solver: str | None = None
+    """The solver of the rival's steps, one of `solvers.SOLVERS`; None = the student's."""
+
+    def adapters(self, steps: Sequence[StudentStep]) -> tuple[str, ...]:
+        """The active adapter of each student step."""
+        return tuple(map(self.adapter, steps))
 
 
-def single(params: Params, data: TrainingData) -> list[Job]:
-    """One adapter for all student steps, with both phases' train steps and the mean of their learning rates."""
+def pair_budget(params: Params) -> int:
+    """Forward equivalents of the pair's two trainings, without anchors."""
+    rows = params.training.batch * (params.train_slow.train_steps + params.train_fast.train_steps)
+    return rows * (1 + BACKWARD) * forwards(params.student.true_cfg_scale)
+
+
+def sample_cost(job: Job) -> int:
+    """Forward equivalents of one sample of a job that an objective trains."""
+    trained, frozen = OBJECTIVES[job.settings.objective].forwards(len(job.steps))
+    return (trained * (1 + BACKWARD) + frozen) * forwards(job.true_cfg_scale)
+
+
+def _whole_path(params: Params, data: TrainingData, name: str, objective: str | None = None) -> Job:
+    """One adapter for all student steps, with the mean of the phases' learning rates and the pair's budget."""
     settings = replace(
         TrainingSettings.of(params.training, params.train_slow),
-        train_steps=params.train_slow.train_steps + params.train_fast.train_steps,
         learning_rate=(params.train_slow.learning_rate + params.train_fast.learning_rate) / 2,
+        objective=objective or params.training.objective,
         seed=params.train_controls.seed,
     )
     steps, anchored = data.steps(*PHASES)
-    return [
-        Job(
-            name="single",
-            steps=steps,
-            settings=settings,
-            guidance_scale=params.teacher.guidance_scale,
-            true_cfg_scale=params.student.true_cfg_scale,
-            anchored=anchored,
-        )
-    ]
+    job = Job(
+        name=name,
+        steps=steps,
+        settings=settings,
+        guidance_scale=params.teacher.guidance_scale,
+        true_cfg_scale=params.student.true_cfg_scale,
+        anchored=anchored,
+        path=data.path,
+        solver=params.student.solver,
+    )
+    return _at_budget(job, pair_budget(params))
+
+
+def _at_budget(job: Job, budget: float) -> Job:
+    """The job with as many train steps as the budget pays for, at least one."""
+    train_steps = max(1, round(budget / (job.settings.batch * sample_cost(job))))
+    return replace(job, settings=replace(job.settings, train_steps=train_steps))
+
+
+def _one_adapter(name: str, objective: str | None = None) -> Callable[[Params, TrainingData], list[Job]]:
+    return lambda params, data: [_whole_path(params, data, name, objective)]
 
 
 def official(params: Params, data: TrainingData) -> list[Job]:
@@ -71,6 +120,8 @@ def official(params: Params, data: TrainingData) -> list[Job]:
             ),
             guidance_scale=params.teacher.guidance_scale,
             true_cfg_scale=params.student.true_cfg_scale,
+            path=data.path,
+            solver=params.student.solver,
             trajectories=paper.samples,
             section="official",
         )
@@ -78,19 +129,84 @@ def official(params: Params, data: TrainingData) -> list[Job]:
     ]
 
 
+def expert_of(sigma: float, experts: int) -> int:
+    """The expert, from 1, that owns a noise level: expert i owns ((i - 1) / n, i / n]."""
+    return max(1, -int(-sigma * experts // 1))
+
+
+def experts(count: int, params: Params, data: TrainingData) -> list[Job]:
+    """Timestep Master's experts: `count` equal intervals of the timestep, an adapter for each that owns a step.
+
+    The pair's budget is divided evenly among the experts. Only the fostering stage of arXiv 2503.07416: the assembling
+    stage needs a module beside the LoRAs at inference.
+    """
+    whole = _whole_path(params, data, "", None)
+    owners = [expert_of(float(data.trajectories.sigmas[start]), count) for start, _ in whole.steps]
+    found = []
+    for expert in sorted(set(owners), reverse=True):
+        own = [i for i, owner in enumerate(owners) if owner == expert]
+        job = replace(
+            whole,
+            name=f"tsm_{count}_{expert}",
+            steps=tuple(whole.steps[i] for i in own),
+            anchored=tuple(whole.anchored[i] for i in own if whole.anchored),
+        )
+        settings = replace(job.settings, seed=job.settings.seed + len(found))
+        found.append(_at_budget(replace(job, settings=settings), pair_budget(params) / len(set(owners))))
+    return found
+
+
+def _experts(count: int) -> Rival:
+    return Rival(
+        title=f"Timestep Master, {count} experts",
+        question=f"Are {count} experts of equal intervals of the timestep better than a slow and a fast one?",
+        jobs=partial(experts, count),
+        adapter=lambda step: f"tsm_{count}_{expert_of(step.sigma, count)}",
+    )
+
+
+def always(name: str) -> Callable[[StudentStep], str]:
+    """One adapter in every step."""
+    return lambda step: name
+
+
 RIVALS: dict[str, Rival] = {
     "single": Rival(
         title="One adapter",
         question="Does the split matter, or is one adapter with the same total budget as good?",
-        jobs=single,
-        adapters=("single", "single"),
+        jobs=_one_adapter("single"),
+        adapter=always("single"),
     ),
     "official": Rival(
         title="Official objective",
         question="What the paper's recipe gives here: its objective and settings, one sample.",
         jobs=official,
-        adapters=("official_slow", "official_fast"),
+        adapter=lambda step: f"official_{step.phase}",
     ),
+    "lcm": Rival(
+        title="LCM, fresh noise",
+        question="Is consistency distillation at equal budget as good, sampled with fresh noise in each step?",
+        jobs=_one_adapter("lcm", "consistency"),
+        adapter=always("lcm"),
+        solver="renoise",
+    ),
+    "lcm_euler": Rival(
+        title="LCM, Euler",
+        question="Is the adapter of consistency distillation better with Euler's steps?",
+        jobs=_one_adapter("lcm", "consistency"),
+        adapter=always("lcm"),
+        solver="euler",
+    ),
+    "direct": Rival(
+        title="End to end",
+        question="Is a loss at the end of all steps better than a target for each (Qwen-Image-Distill-LoRA's method)?",
+        jobs=_one_adapter("direct", "rollout"),
+        adapter=always("direct"),
+        solver="euler",
+    ),
+    "tsm_2": _experts(2),
+    "tsm_4": _experts(4),
+    "tsm_8": _experts(8),
 }
 
 
@@ -106,5 +222,6 @@ def chosen(wanted: Sequence[str]) -> dict[str, Rival]:
 
 
 def jobs(params: Params, data: TrainingData) -> list[Job]:
-    """The trainings of the rivals that params.train_controls names; raises as `chosen` does."""
-    return [job for rival in chosen(params.train_controls.arms).values() for job in rival.jobs(params, data)]
+    """The trainings of the rivals that params.train_controls names, each once; raises as `chosen` does."""
+    every = [job for rival in chosen(params.train_controls.arms).values() for job in rival.jobs(params, data)]
+    return list({job.name: job for job in every}.values())
