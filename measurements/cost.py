@@ -22,7 +22,7 @@ from measurements.cost_model import GUIDANCE, Flops, count, published_work, work
 from measurements.gpu import DOCS, MODELS, ROOT, machine_name, random_adapter, seconds
 from pipeline import artifacts, backbones, params
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation import arms, latency
+from pipeline.evaluation import arms, latency, recipes
 from pipeline.evaluation.sampler import Sampler
 from pipeline.evaluation.scores import exam, frechet, metrics
 from pipeline.evaluation.weights import ArmWeights
@@ -145,7 +145,7 @@ class Bench:
         for pixels in self.sizes[1::2]:
             schedule = backbone.schedule(pixels, pixels)
             student = two_phase_plan(compute(self.shipped, schedule))
-            conditions = arms.Conditions(
+            conditions = recipes.Conditions(
                 schedule=schedule,
                 teacher_steps=teacher.steps,
                 student=student,

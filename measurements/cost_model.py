@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from measurements.gpu import MODELS, ROOT, conditioning, write_configs
 from pipeline import backbones, params, presets
 from pipeline.backbones.base import Backbone, Conditioning
-from pipeline.evaluation import arms
+from pipeline.evaluation import arms, recipes
 from pipeline.evaluation.timing import LATENCY_BATCHES
 from pipeline.flow.guidance import forwards
 from pipeline.params import Params
@@ -92,7 +92,7 @@ def work(backbone: Backbone, asked: Params) -> dict[str, int]:
     teacher, settings = asked.teacher, asked.evaluation
     schedule = backbone.schedule(teacher.height, teacher.width)
     compared = arms.build(
-        arms.Conditions(
+        recipes.Conditions(
             schedule=schedule,
             teacher_steps=teacher.steps,
             student=two_phase_plan(compute(asked, schedule)),
@@ -108,8 +108,8 @@ def work(backbone: Backbone, asked: Params) -> dict[str, int]:
     timed = 2 * settings.latency_repeats * sum(batch for batch in LATENCY_BATCHES if batch <= settings.batch)
     return {
         "recorded": Recording.from_params(asked, ()).nfe,
-        "teacher": nfe[arms.REFERENCE],
-        "student": nfe[arms.PRODUCT],
+        "teacher": nfe[recipes.REFERENCE],
+        "student": nfe[recipes.PRODUCT],
         "images": len(nfe) * images + len(works) * timed,
         "evaluation": sum(nfe.values()) * images + sum(works.values()) * timed,
         "train_steps": asked.train_slow.train_steps + asked.train_fast.train_steps,

@@ -15,7 +15,7 @@ import torch
 from pipeline import adapters, backbones, names, objectives, params, partition, prompts
 from pipeline.backbones import fusing
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation import arms
+from pipeline.evaluation import recipes
 from pipeline.faults import Faults, WrongValue, refusals, require_all
 from pipeline.flow.schedule import Schedule
 from pipeline.flow.solvers import TRAINABLE
@@ -114,11 +114,11 @@ def _solver(values: Params, teacher: _Teacher) -> None:
 
 
 def _free(values: Params, teacher: _Teacher) -> None:
-    require_all(partial(arms.check_free, [name]) for name in values.evaluation.free)
+    require_all(partial(recipes.check_free, [name]) for name in values.evaluation.free)
 
 
 def _swaps(values: Params, teacher: _Teacher) -> None:
-    require_all(partial(arms.check_swaps, [name]) for name in values.evaluation.swaps)
+    require_all(partial(recipes.check_swaps, [name]) for name in values.evaluation.swaps)
 
 
 def _recorded_prompts(values: Params, teacher: _Teacher) -> None:

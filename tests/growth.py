@@ -238,8 +238,8 @@ GROWTH = {  # by the heading of docs/extending.md
     "A rival": Growth(
         entries=(
             ("pipeline/training/rivals.py", "RIVALS: dict[str, Rival] = {\n", RIVAL),
-            ("pipeline/evaluation/arms.py", "BASES = (\n", BASE),
-            ("pipeline/evaluation/arms.py", "SWAPS = (\n", SWAP),
+            ("pipeline/evaluation/recipes.py", "BASES = (\n", BASE),
+            ("pipeline/evaluation/recipes.py", "SWAPS = (\n", SWAP),
         )
     ),
     "A column of the comparison": Growth(

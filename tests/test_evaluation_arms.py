@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.evaluation import arms, latency
+from pipeline.evaluation import arms, latency, recipes
 from pipeline.evaluation.latency import Work
 from pipeline.flow.sampling import StepPlan
 from pipeline.flow.schedule import Schedule
@@ -11,7 +11,7 @@ from pipeline.training.rivals import RIVALS
 
 SCHEDULE = Schedule(mu=0.5)
 STUDENT_U = (1.0, 0.94, 0.88, 0.8, 0.64, 0.48, 0.32, 0.16)
-CONDITIONS = arms.Conditions(
+CONDITIONS = recipes.Conditions(
     schedule=SCHEDULE,
     teacher_steps=50,
     student=StepPlan(SCHEDULE.sigmas(STUDENT_U), ("slow",) * 3 + ("fast",) * 5),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.ablations import document, results
-from pipeline.evaluation import arms, timing
+from pipeline.evaluation import recipes, timing
 from pipeline.evaluation.arms import ShownArm
 from pipeline.evaluation.benchmarks import PAIRED, PLAIN, Column
 from pipeline.evaluation.benchmarks.scenes import SCENES
@@ -90,6 +90,6 @@ def gap(value):
 def test_a_verdict_counts_the_columns_that_are_compared_and_measured(psnr, distance, outcome, words):
     rows = {name: {"nfe": 8, "fd_scenes": 1.0} for name in verdicts.RIVALS} | {"student": {"fd_scenes": distance}}
     metrics = {"arms": rows, "comparisons": {name: {"psnr": gap(psnr)} for name in verdicts.RIVALS}}
-    shown = [ShownArm(recipe.name, 8, 8) for recipe in arms.recipes()]
+    shown = [ShownArm(recipe.name, 8, 8) for recipe in recipes.recipes()]
     for found, sentence in verdicts.verdicts(metrics, shown):
         assert found == outcome and sentence.endswith(f"(8 forwards): {words}")

@@ -6,9 +6,9 @@ from statistics import mean
 
 from pipeline.ablations.grid import Grid
 from pipeline.ablations.results import METRICS, Result
-from pipeline.evaluation.arms import titles
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.benchmarks.speed import SPEED
+from pipeline.evaluation.recipes import titles
 
 FILE = Path("docs/ablations.md")
 PLOTS = Path("docs/ablations")

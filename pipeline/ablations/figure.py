@@ -9,7 +9,7 @@ from pipeline.ablations.document import cells
 from pipeline.ablations.grid import ARM, VARIANT, Grid
 from pipeline.ablations.results import METRICS, Result
 from pipeline.artifacts import atomic_file
-from pipeline.evaluation.arms import PRODUCT, titles
+from pipeline.evaluation.recipes import PRODUCT, titles
 
 PANEL = (6.4, 3.3)  # inches
 DPI = 110

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline import artifacts, params, partition
 from pipeline.ablations.results import METRICS
 from pipeline.artifacts import read_text
-from pipeline.evaluation.arms import PRODUCT, titles
+from pipeline.evaluation.recipes import PRODUCT, titles
 from pipeline.flow.schedule import Schedule
 from pipeline.params import Params
 from pipeline.registry.provenance import flatten

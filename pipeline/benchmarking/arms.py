@@ -9,8 +9,9 @@ from pathlib import Path
 from pipeline import artifacts, names
 from pipeline.benchmarking.settings import Settings
 from pipeline.evaluation import inputs
-from pipeline.evaluation.arms import PRODUCT, Arm, titles
+from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.inputs import Inputs
+from pipeline.evaluation.recipes import PRODUCT, titles
 from pipeline.params import Params
 
 

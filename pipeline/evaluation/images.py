@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import artifacts, image_archives
-from pipeline.evaluation.arms import Arm, ShownArm, titles
+from pipeline.evaluation.arms import Arm, ShownArm
+from pipeline.evaluation.recipes import titles
 from pipeline.evaluation.samples import Draws, Shard
 from pipeline.flow.schedule import Schedule
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import adapters, artifacts, backbones, styles
 from pipeline.backbones.base import Backbone
 from pipeline.bundle.manifest import MANIFEST, Bundle, bundle_digest
-from pipeline.evaluation import arms
+from pipeline.evaluation import arms, recipes
 from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.sampler import Sampler
 from pipeline.evaluation.weights import ArmWeights
@@ -151,7 +151,7 @@ def read(params: Params, source: Source) -> Inputs:
             if name not in states:
                 states[name] = adapters.read(_control(name))[0]
                 files[name] = _control(name) / adapters.WEIGHTS
-    conditions = arms.Conditions(
+    conditions = recipes.Conditions(
         schedule=frame.schedule(teacher.height, teacher.width),
         teacher_steps=teacher.steps,
         student=student,

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.evaluation import samples
-from pipeline.evaluation.arms import PRODUCT, REFERENCE
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.pictures import Row
+from pipeline.evaluation.recipes import PRODUCT, REFERENCE
 
 SIDE_BY_SIDE = (REFERENCE, "base_guided", "base_unguided", "base_guided_equal_cost", PRODUCT)
 FAILURE_ARMS = (REFERENCE, "base_guided", PRODUCT)

@@ -11,9 +11,10 @@ import torch
 
 from pipeline import artifacts
 from pipeline.evaluation import latency
-from pipeline.evaluation.arms import REFERENCE, Arm
+from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.inputs import Inputs
 from pipeline.evaluation.latency import Latency, Work
+from pipeline.evaluation.recipes import REFERENCE
 from pipeline.evaluation.sampler import Prompted
 from pipeline.progress import Progress
 

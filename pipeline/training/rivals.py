@@ -1,6 +1,6 @@
 """The pair's rivals that need a training of their own: a new rival is an entry of `RIVALS`, and nothing else.
 
-All but `official` have the budget of the pair, in forward equivalents: a forward counts 1, a backward 2.
+All but `official` have the budget of the pair (`budget.py`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline import names
-from pipeline.flow.guidance import forwards
-from pipeline.objectives import OBJECTIVES
 from pipeline.params import Params
 from pipeline.partition import PHASES
+from pipeline.training.budget import at_budget, pair_budget
 from pipeline.training.jobs import Job, TrainingSettings
 
 if TYPE_CHECKING:
     from pipeline.training.data import TrainingData
-
-BACKWARD = 2  # forward equivalents of a backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +52,6 @@ class Rival:
         return tuple(map(self.adapter, steps))
 
 
-def pair_budget(params: Params) -> int:
-    """Forward equivalents of the pair's two trainings, without anchors."""
-    rows = params.training.batch * (params.train_slow.train_steps + params.train_fast.train_steps)
-    return rows * (1 + BACKWARD) * forwards(params.student.true_cfg_scale)
-
-
-def sample_cost(job: Job) -> int:
-    """Forward equivalents of one sample of a job that an objective trains."""
-    trained, frozen = OBJECTIVES[job.settings.objective].forwards(len(job.steps))
-    return (trained * (1 + BACKWARD) + frozen) * forwards(job.true_cfg_scale)
-
-
 def _whole_path(params: Params, data: TrainingData, name: str, objective: str | None = None) -> Job:
     """One adapter for all student steps, with the mean of the phases' learning rates and the pair's budget."""
     settings = replace(
@@ -86,13 +71,7 @@ def _whole_path(params: Params, data: TrainingData, name: str, objective: str | 
         path=data.path,
         solver=params.student.solver,
     )
-    return _at_budget(job, pair_budget(params))
-
-
-def _at_budget(job: Job, budget: float) -> Job:
-    """The job with as many train steps as the budget pays for, at least one."""
-    train_steps = max(1, round(budget / (job.settings.batch * sample_cost(job))))
-    return replace(job, settings=replace(job.settings, train_steps=train_steps))
+    return at_budget(job, pair_budget(params))
 
 
 def _one_adapter(name: str, objective: str | None = None) -> Callable[[Params, TrainingData], list[Job]]:
@@ -152,7 +131,7 @@ def experts(count: int, params: Params, data: TrainingData) -> list[Job]:
             anchored=tuple(whole.anchored[i] for i in own if whole.anchored),
         )
         settings = replace(job.settings, seed=job.settings.seed + len(found))
-        found.append(_at_budget(replace(job, settings=settings), pair_budget(params) / len(set(owners))))
+        found.append(at_budget(replace(job, settings=settings), pair_budget(params) / len(set(owners))))
     return found
 
 

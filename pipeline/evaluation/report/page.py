@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.evaluation.arms import PRODUCT, REFERENCE, ShownArm
+from pipeline.evaluation.arms import ShownArm
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.benchmarks.speed import SPEED
+from pipeline.evaluation.recipes import PRODUCT, REFERENCE
 from pipeline.evaluation.report import figures
 from pipeline.evaluation.report.cells import NARROW, between, column_label, fixed, percent, ratio_cells, value_cell
 from pipeline.evaluation.report.content import Content

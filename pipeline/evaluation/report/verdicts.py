@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.arms import PRODUCT, ShownArm
+from pipeline.evaluation.arms import ShownArm
 from pipeline.evaluation.benchmarks import PAIRED, PLAIN, Column
 from pipeline.evaluation.benchmarks.scenes import SCENES
+from pipeline.evaluation.recipes import PRODUCT
 
 RIVALS = ("base_unguided", "base_guided_equal_cost", "base_guided")
 AHEAD, OPEN, BEHIND = "ahead", "no clear difference", "behind"

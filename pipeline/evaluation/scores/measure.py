@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluation.arms import REFERENCE, ShownArm
+from pipeline.evaluation.arms import ShownArm
+from pipeline.evaluation.recipes import REFERENCE
 from pipeline.evaluation.samples import Draws, Images
 from pipeline.evaluation.scores import frechet, metrics
 

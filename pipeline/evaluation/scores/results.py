@@ -8,7 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.arms import PRODUCT, REFERENCE, ShownArm
+from pipeline.evaluation.arms import ShownArm
+from pipeline.evaluation.recipes import PRODUCT, REFERENCE
 from pipeline.evaluation.scores import frechet, retention
 from pipeline.evaluation.scores.measure import Measured
 from pipeline.evaluation.scores.retention import UNDEFINED, Estimate

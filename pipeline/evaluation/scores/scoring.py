@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.evaluation import showing
-from pipeline.evaluation.arms import PRODUCT, REFERENCE
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.pictures import grid
+from pipeline.evaluation.recipes import PRODUCT, REFERENCE
 from pipeline.evaluation.scores import exam, measure, results
 from pipeline.evaluation.scores.exam import Exam
 from pipeline.evaluation.scores.measure import Measured
