@@ -99,6 +99,7 @@ def work(backbone: Backbone, asked: Params) -> dict[str, int]:
             teacher_scale=teacher.true_cfg_scale,
             student_scale=asked.student.true_cfg_scale,
             rivals=asked.train_controls.arms,
+            free=settings.free,
             swaps=settings.swaps,
         )
     )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import artifacts
 from pipeline.objectives import OBJECTIVES
 from pipeline.partition import RULES
+from pipeline.training.rivals import RIVALS
 from tests.bad_bases import BASES, spoil
 
 
@@ -57,7 +58,7 @@ def small_files():
         ("train_fast", "training.objective", "magic", f"objective must be one of {', '.join(OBJECTIVES)}, got"),
         ("train_controls", "official.objective", "magic", f"official.objective must be one of {', '.join(OBJECTIVES)}"),
         ("train_controls", "official.targets", "some", "official.targets must be one of attention, all for flux, got"),
-        ("train_controls", "train_controls.arms", ["dual"], "arms must be among single, official, got 'dual'"),
+        ("train_controls", "train_controls.arms", ["dual"], f"arms must be among {', '.join(RIVALS)}, got 'dual'"),
         ("cache_trajectories", "teacher.path", "nowhere", "nowhere"),
         ("cache_trajectories", "trajectories.prompts_file", "none.txt", "must be a text file, got none.txt"),
         ("generate_images", "evaluation.prompts_file", "none.txt", "got none.txt"),

@@ -13,6 +13,7 @@ from pipeline import adapters, backbones, checking, diagnosis, families, objecti
 from pipeline.faults import Faults
 from pipeline.objectives import OBJECTIVES
 from pipeline.partition import RULES
+from pipeline.training.rivals import RIVALS
 from stages import check
 from tests.bad_bases import BASES, spoil
 from tests.test_params import SHIPPED
@@ -70,8 +71,11 @@ def test_the_shipped_parameters_pass(here):
         ({"trajectories__steps": 3}, "trajectories.steps must divide teacher.steps = 50, got 3"),
         ({"training__objective": "Flow"}, f"training.objective must be one of {', '.join(OBJECTIVES)}, got 'Flow'"),
         ({"training__targets": "al"}, "training.targets must be one of attention, all for flux, got 'al'; did you"),
-        ({"train_controls__arms": ["singel"]}, "train_controls.arms must be among single, official, got 'singel'; did"),
-        ({"train_controls__arms": [""]}, "train_controls.arms must be among single, official, got ''"),
+        (
+            {"train_controls__arms": ["singel"]},
+            f"train_controls.arms must be among {', '.join(RIVALS)}, got 'singel'; did",
+        ),
+        ({"train_controls__arms": [""]}, f"train_controls.arms must be among {', '.join(RIVALS)}, got ''"),
         ({"evaluation__swaps": ["x"]}, "evaluation.swaps must be among slow_only, fast_only, swapped, got 'x'"),
         ({"evaluation__prompts": 10**6}, "evaluation.prompts must be between 1 and "),
         ({"trajectories__prompts": 10**6}, "trajectories.prompts must be between 1 and "),

@@ -11,6 +11,7 @@ import pytest
 from pipeline import artifacts
 from pipeline.objectives import OBJECTIVES
 from pipeline.partition import RULES
+from pipeline.training.rivals import RIVALS
 from tests.growth import GROWTH
 
 STAGES = (
@@ -191,7 +192,7 @@ def test_misspelt_names_fail_within_seconds_before_the_recording_and_lose_nothin
             f"partition.rule must be one of {', '.join(RULES)}, got 'snrr'; did you mean snr?",
             f"training.objective must be one of {', '.join(OBJECTIVES)}, got 'trajectroy'; did you mean trajectory?",
             "training.targets must be one of attention, all for flux, got 'al'; did you mean all?",
-            "train_controls.arms must be among single, official, got 'singel'; did you mean single?",
+            f"train_controls.arms must be among {', '.join(RIVALS)}, got 'singel'; did you mean single?",
             "evaluation.swaps must be among slow_only, fast_only, swapped, got 'x'",
         ]
         assert project.lock() == before
