@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pipeline.evaluation.recipes import FREE, SWAPS, Conditions, Recipe, check_free, check_swaps, recipes
-from pipeline.flow.guidance import ASKED, evaluations
+from pipeline.flow.guidance import ASKED, evaluations, forwards
 from pipeline.flow.sampling import StepPlan, fixed_plan
 from pipeline.training.rivals import RIVALS, StudentStep, chosen
 
@@ -98,6 +98,7 @@ def student_steps(plan: StepPlan) -> list[StudentStep]:
 
 
 def _arm(recipe: Recipe, conditions: Conditions) -> Arm:
+    scale = recipe.scale(conditions)
     if recipe.levels is None:
         plan = conditions.student
         if recipe.adapter is not None:
@@ -105,7 +106,6 @@ def _arm(recipe: Recipe, conditions: Conditions) -> Arm:
         plan = replace(plan, solver=recipe.solver or plan.solver)
     else:
         plan = fixed_plan(conditions.schedule.sigmas(recipe.levels(conditions)))
-        modes = recipe.modes and tuple(recipe.modes(len(plan.adapters)))
+        modes = tuple(recipe.modes(conditions)) if recipe.modes and forwards(scale) > 1 else None
         plan = replace(plan, solver=recipe.solver or plan.solver, guidance=modes)
-    scale = recipe.scale(conditions)
     return Arm(name=recipe.name, title=recipe.title, question=recipe.question, plan=plan, true_cfg_scale=scale)

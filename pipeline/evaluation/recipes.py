@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline import names
-from pipeline.flow.guidance import forwards
+from pipeline.flow.guidance import ASKED, OFF, REUSED, forwards
 from pipeline.flow.sampling import StepPlan
 from pipeline.flow.schedule import Schedule, base_levels
 from pipeline.partition import PHASES
@@ -71,8 +71,8 @@ class Recipe:
     """The active adapter in a step of the student's plan; None = the student's own."""
     solver: str | None = None
     """One of `solvers.SOLVERS`; None = the student's for an arm with adapters, Euler's for the bare backbone."""
-    modes: Callable[[int], Sequence[str]] | None = None
-    """(steps) -> how each step gets its guidance; None = every step asks for it."""
+    modes: Callable[[Conditions], Sequence[str]] | None = None
+    """How each step gets its guidance, see `guidance.MODES`; None = every step asks for it."""
 
 
 def _even(steps: Callable[[Conditions], int]) -> Callable[[Conditions], Sequence[float]]:
@@ -83,6 +83,29 @@ def _even(steps: Callable[[Conditions], int]) -> Callable[[Conditions], Sequence
 def _equal_cost_steps(conditions: Conditions) -> int:
     """As many guided steps as the student's forwards pay for, at least one."""
     return max(1, conditions.budget // forwards(conditions.teacher_scale))
+
+
+def _asking_steps(conditions: Conditions) -> int:
+    """How many steps ask for guidance where the others do without: with 3 of 5 steps, 8 forwards."""
+    return max(1, round(conditions.budget * 3 / 8))
+
+
+def _steps_beside(conditions: Conditions) -> int:
+    """As many steps as the student's forwards pay for, if only `_asking_steps` of them take a second forward."""
+    return max(1, conditions.budget - _asking_steps(conditions))
+
+
+def _early(conditions: Conditions) -> list[str]:
+    """Guidance in the first steps alone."""
+    asking = _asking_steps(conditions)
+    return [ASKED if step < asking else OFF for step in range(_steps_beside(conditions))]
+
+
+def _reused(conditions: Conditions) -> list[str]:
+    """Steps that ask for guidance, evenly among steps that reuse the last step's."""
+    steps, asking = _steps_beside(conditions), _asking_steps(conditions)
+    asked = {i * steps // asking for i in range(asking)}
+    return [ASKED if step in asked else REUSED for step in range(steps)]
 
 
 def _teacher_scale(conditions: Conditions) -> float:
@@ -159,6 +182,24 @@ FREE = (
         levels=_even(_equal_cost_steps),
         scale=_teacher_scale,
         solver="dpm2m",
+    ),
+    Recipe(
+        name="guidance_interval",
+        title="Base, guided early",
+        question="The student's forwards, spent for free on guided early and unguided late steps (AB2).",
+        levels=_even(_steps_beside),
+        scale=_teacher_scale,
+        solver="ab2",
+        modes=_early,
+    ),
+    Recipe(
+        name="guidance_reuse",
+        title="Base, guidance reused",
+        question="The student's forwards, spent for free on steps of which some reuse the last step's guidance (AB2).",
+        levels=_even(_steps_beside),
+        scale=_teacher_scale,
+        solver="ab2",
+        modes=_reused,
     ),
 )
 """Free rivals with another solver or other guidance: the choices of evaluation.free."""
