@@ -7,7 +7,7 @@ from pipeline.evaluation import arms, latency, recipes
 from pipeline.evaluation.latency import Work
 from pipeline.flow.sampling import StepPlan
 from pipeline.flow.schedule import Schedule
-from pipeline.training.rivals import RIVALS
+from pipeline.training.rivals import RIVALS, expert_of
 
 SCHEDULE = Schedule(mu=0.5)
 STUDENT_U = (1.0, 0.94, 0.88, 0.8, 0.64, 0.48, 0.32, 0.16)
@@ -148,3 +148,48 @@ def test_arms_take_turns_in_going_first():
 def test_latency_needs_a_repeat():
     with pytest.raises(ValueError, match="evaluation.latency_repeats must be at least 1, got 0"):
         latency.measure({}, 0, Clock())
+
+
+EVERY_FREE_ARM = replace(CONDITIONS, free=tuple(recipe.name for recipe in recipes.FREE))
+
+
+@pytest.mark.parametrize("student_scale, budget", [(1.0, 8), (3.0, 16)])
+def test_free_arms_cost_the_students_forwards_or_twice_as_many(student_scale, budget):
+    found = by_name(replace(EVERY_FREE_ARM, student_scale=student_scale))
+    costs = {recipe.name: found[recipe.name].nfe for recipe in recipes.FREE}
+    at_twice = {"base_ab2", "base_dpm"}
+    assert costs == {name: 16 if name in at_twice else budget for name in costs}
+
+
+def test_free_arms_take_another_solver_or_other_guidance():
+    found = by_name(EVERY_FREE_ARM)
+    assert [found[name].plan.solver for name in ("base_ab2", "base_dpm", "base_guided")] == ["ab2", "dpm2m", "euler"]
+    assert found["guidance_interval"].plan.guidance == ("asked",) * 3 + ("off",) * 2
+    assert found["guidance_reuse"].plan.guidance == ("asked", "asked", "reused", "asked", "reused")
+    assert found["guidance_reuse"].workload[0] == (2, 2, 1, 2, 1)
+
+
+def test_free_arms_of_a_teacher_without_guidance_have_none_to_steer():
+    found = by_name(replace(EVERY_FREE_ARM, teacher_scale=1.0))
+    assert found["guidance_interval"].plan.guidance is None and found["guidance_interval"].nfe == 5
+
+
+def test_an_unknown_free_arm_is_refused():
+    with pytest.raises(ValueError, match="evaluation.free must be among base_ab2, .*, got 'heun'"):
+        arms.build(replace(CONDITIONS, free=("heun",)))
+
+
+def test_a_student_of_other_phases_than_slow_and_fast_has_no_swaps():
+    student = StepPlan(SCHEDULE.sigmas(STUDENT_U), ("one",) * 3 + ("two",) * 5)
+    assert not {"slow_only", "fast_only", "swapped"} & by_name(replace(CONDITIONS, student=student, rivals=())).keys()
+
+
+def test_rivals_run_with_their_own_solver_and_others_with_the_students():
+    student = replace(CONDITIONS.student, solver="ab2")
+    found = by_name(replace(CONDITIONS, student=student, rivals=("single", "lcm", "lcm_euler")))
+    solvers = {name: found[name].plan.solver for name in ("student", "swapped", "single", "lcm", "lcm_euler")}
+    assert solvers == {"student": "ab2", "swapped": "ab2", "single": "ab2", "lcm": "renoise", "lcm_euler": "euler"}
+
+
+def test_timestep_experts_own_equal_intervals_of_the_noise_level():
+    assert [expert_of(sigma, 4) for sigma in (1.0, 0.76, 0.75, 0.5, 0.26, 0.25, 0.01)] == [4, 4, 3, 2, 2, 1, 1]

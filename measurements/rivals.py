@@ -1,0 +1,268 @@
+"""Beside its rivals: what the training of each method costs, and what each method reaches.
+
+    python -m measurements.rivals                # measures the costs, a minute or two; then writes the page
+    python -m measurements.rivals --page         # writes the page alone
+
+The costs go to docs/measured/rivals.json. docs/rivals.md is made from that file and from the results of the questions
+in `QUESTIONS`, which `glance ablate` measures.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+import click
+from torch import Tensor, nn
+
+from measurements.gpu import DOCS, ROOT
+from pipeline import artifacts, partition
+from pipeline.ablations import grid, results
+from pipeline.ablations.grid import Grid, Run
+from pipeline.ablations.results import METRICS, Result
+from pipeline.backbones.base import Backbone
+from pipeline.evaluation.recipes import BASES, FREE, PRODUCT, REFERENCE, titles
+from pipeline.params import Params, from_dict, load
+from pipeline.recording.trajectories import Trajectories
+from pipeline.training import jobs, loop, rivals
+from pipeline.training.budget import BACKWARD
+from pipeline.training.data import TrainingData
+from pipeline.training.jobs import Job
+from pipeline.training.trainers import TRAINERS
+
+QUESTIONS = ("rivals", "experts", "solver")
+FILE, PAGE, PLOT = DOCS / "rivals.json", ROOT / "docs" / "rivals.md", ROOT / "docs" / "rivals.png"
+TIMED_STEPS = 3  # after one that is not timed
+COLUMNS = ("score", "retention", "psnr", "fd_scenes", "diversity")
+FREE_ARMS = {recipe.name for recipe in (*BASES, *FREE)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the training of a method costs."""
+
+    forwards: float
+    """Forward equivalents: rows through the transformer, one with a gradient three times."""
+    seconds: float
+
+
+@contextmanager
+def counted(transformer: nn.Module) -> Iterator[list[int]]:
+    """Collects the forward equivalents of each call of a transformer."""
+    found: list[int] = []
+
+    def count(module: nn.Module, args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> None:
+        (v, *_) = output
+        found.append(len(v) * (1 + BACKWARD * v.requires_grad))
+
+    handle = transformer.register_forward_hook(count, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def cost(backbone: Backbone, data: TrainingData, job: Job) -> Cost:
+    """The cost of a whole training, from the mean of a few of its steps."""
+    trainer = TRAINERS[job.trainer](backbone, data.trajectories, job, data.anchors)
+    seconds, steps = [], min(TIMED_STEPS, job.settings.train_steps - 1)
+    with counted(backbone.transformer) as calls:
+        trainer.step(0)
+        calls.clear()
+        for train_step in range(1, steps + 1):
+            start = time.perf_counter()
+            trainer.step(train_step)
+            seconds.append(time.perf_counter() - start)
+    backbone.transformer.unload_lora()
+    steps_of_job = job.settings.train_steps
+    return Cost(sum(calls) / steps * steps_of_job, median(seconds) * steps_of_job)
+
+
+def params_of(run: Run) -> Params:
+    """The parameters of a run."""
+    sections: dict[str, dict] = {}
+    for key, value in run.params.items():
+        section, name = key.split(".", 1)
+        sections.setdefault(section, {})[name] = value
+    return from_dict(sections)
+
+
+def measure(questions: Sequence[Grid]) -> dict[str, dict[str, dict[str, float]]]:
+    """{variant: {arm: {"forwards", "seconds"}}} of every trained arm of the questions; the pair is the student."""
+    recorded, found = Trajectories(artifacts.TRAJECTORIES), {}
+    backbone = loop.load_teacher(load())
+    for run in (run for question in questions for run in question.runs if run.seed == question.seeds[0]):
+        params = params_of(run)
+        data = TrainingData(partition.compute(params, recorded.schedule), recorded, None)
+        chosen = rivals.chosen(params.train_controls.arms)
+        work = {PRODUCT: [jobs.of_phase(params, data, phase) for phase in partition.PHASES]}
+        work |= {name: rival.jobs(params, data) for name, rival in chosen.items()}
+        costs = {name: [cost(backbone, data, job) for job in those] for name, those in work.items()}
+        here = found.setdefault(run.variant, {})
+        for name, those in costs.items():
+            here[name] = {
+                "forwards": sum(one.forwards for one in those),
+                "seconds": sum(one.seconds for one in those),
+            }
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at one number of forwards: the means over training seeds, and their range."""
+
+    arm: str
+    variant: str
+    nfe: int
+    seeds: int
+    cost: Cost | None
+    values: Mapping[str, tuple[float, float, float]]
+    """By column: mean, lowest, highest."""
+
+    @property
+    def title(self) -> str:
+        """The method in words."""
+        suffix = {"Euler": ", guidance kept", "Adams-Bashforth 2": ", guidance kept, AB2"}.get(self.variant, "")
+        return titles()[self.arm] + (suffix if self.arm == PRODUCT else "")
+
+
+def rows(measured: Mapping[str, Sequence[Result]], costs: Mapping) -> list[Row]:
+    """The rows of the table, by forwards; an arm that two questions have comes once, free arms once a cost."""
+    found: dict[tuple, Row] = {}
+    for question, those in measured.items():
+        shown = {(one.variant, one.arm): [] for one in those}
+        for one in those:
+            shown[one.variant, one.arm].append(one)
+        for (variant, arm), group in shown.items():
+            nfe = int(group[0].metrics["nfe"] or 0)
+            if arm in FREE_ARMS:
+                key: tuple = (nfe, *(round(group[0].metrics[name] or 0, 4) for name in COLUMNS))
+            else:
+                key = (nfe, arm, variant if question == "solver" else "")
+            spent = costs.get(variant, {}).get(arm)
+            values = {name: _range([one.metrics.get(name) for one in group]) for name in COLUMNS}
+            row = Row(arm, variant, nfe, len(group), Cost(**spent) if spent else None, values)
+            if key not in found or row.seeds > found[key].seeds:
+                found[key] = row
+    return sorted(found.values(), key=lambda row: (-row.nfe, row.arm not in FREE_ARMS, row.title))
+
+
+def front(table: Sequence[Row]) -> list[Row]:
+    """The rows that no other row beats in forwards, score, `fd_scenes` and diversity together."""
+
+    def better(one: Row, other: Row) -> bool:
+        mine, theirs = _goals(one), _goals(other)
+        return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+
+    return [row for row in table if not any(better(other, row) for other in table if other.arm != REFERENCE)]
+
+
+def _goals(row: Row) -> tuple[float, ...]:
+    """What is to be small."""
+    value = {name: triple[0] for name, triple in row.values.items()}
+    return row.nfe, -value["score"], value["fd_scenes"], max(0.0, 1 - value["diversity"])
+
+
+def _range(values: Sequence[float | None]) -> tuple[float, float, float]:
+    there = [value for value in values if value is not None] or [float("nan")]
+    return mean(there), min(there), max(there)
+
+
+def page(questions: Sequence[Grid], table: Sequence[Row]) -> str:
+    """docs/rivals.md."""
+    best = front(table)
+    lines = [
+        "# Beside its rivals",
+        "",
+        "Generated by `python -m measurements.rivals` from docs/measured/rivals.json and the results of "
+        + ", ".join(f"`experiments/{question.name}.yaml`" for question in questions)
+        + ". Only the answers are typed.",
+        "",
+        "All trained methods have the same rank, targets, recorded prompts and budget in forward equivalents (a forward"
+        " counts 1, a backward 2). Rows show means over training seeds, with the smallest and the largest in brackets."
+        " Seconds are those of two CPU cores. The score is the share of held-out captions that the checker accepts;"
+        " retention is the score over the teacher's. PSNR and `fd_scenes` compare with the teacher's images of the same"
+        " captions and noise. Diversity is the spread over seeds over the teacher's spread. A row in bold is on the"
+        " Pareto front of forwards, score, `fd_scenes` and diversity (above 1 counts as 1);"
+        " [method](method.md#controls) has the formulas.",
+        "",
+        "| method | forwards | training: forward equivalents | s | score | retention | PSNR, dB | `fd_scenes` |"
+        " diversity | seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in table:
+        mark = "**" if row in best and row.arm != REFERENCE else ""
+        spent = [f"{row.cost.forwards:,.0f}", f"{row.cost.seconds:.0f}"] if row.cost else ["0", "0"]
+        cells = [f"{mark}{row.title}{mark}", str(row.nfe), *spent, *(_cell(row, name) for name in COLUMNS)]
+        lines.append(f"| {' | '.join([*cells, str(row.seeds) if row.cost else '-'])} |")
+    lines += ["", f"![Quality over forwards of every method]({PLOT.name})", ""]
+    for nfe in sorted({row.nfe for row in table if row.arm == PRODUCT}, reverse=True):
+        there = [row.title for row in best if row.nfe == nfe]
+        product = any(row.arm == PRODUCT for row in best if row.nfe == nfe)
+        stands = "is" if product else "is not"
+        lines.append(
+            f"- At {nfe} forwards the student {stands} on the front, which has {', '.join(there) or 'no row'}."
+        )
+    for question in questions:
+        lines += ["", f"## {question.question}", ""]
+        if question.paper:
+            lines += [f"The paper: {question.paper}", ""]
+        lines.append(f"**Here:** {question.answer}" if question.answer else "Not answered yet.")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Row, name: str) -> str:
+    column = METRICS[name]
+    middle, low, high = (column.number(value) for value in row.values[name])
+    if middle == "nan":
+        return "-"
+    unit = " %" if column.unit == "%" else ""
+    return f"{middle}{unit}" + (f" [{low}, {high}]" if low != high else "")
+
+
+def draw(table: Sequence[Row], path: Path) -> None:
+    """Two panels over forwards: PSNR and `fd_scenes`; the front's rows are filled."""
+    from matplotlib.figure import Figure
+
+    best = front(table)
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("psnr", "fd_scenes"), strict=True):
+        for row in (row for row in table if row.arm != REFERENCE):
+            colour = "#0b7a5c" if row.arm == PRODUCT else "#b4540a" if row.arm in FREE_ARMS else "#6a5fa8"
+            value, on = row.values[name][0], row in best
+            axes.plot(row.nfe, value, "o", color=colour, fillstyle="full" if on else "none")
+            axes.annotate(row.title, (row.nfe, value), xytext=(5, 2), textcoords="offset points", fontsize=6)
+        axes.set(xscale="log", xlabel="forwards per image", ylabel=METRICS[name].label)
+        axes.set_xticks([2, 4, 8, 16], ["2", "4", "8", "16"])
+        axes.minorticks_off()
+        if name == "fd_scenes":
+            axes.set_yscale("log")
+    handles = [
+        figure.axes[0].plot([], [], "o", color=colour, label=label)[0]
+        for colour, label in (("#0b7a5c", "student"), ("#6a5fa8", "trained rival"), ("#b4540a", "free"))
+    ]
+    figure.axes[0].legend(handles=handles, frameon=False, title="filled: on the Pareto front")
+    with artifacts.atomic_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+
+
+@click.command()
+@click.option("--page", "page_alone", is_flag=True, help="Write the page alone.")
+def main(page_alone: bool) -> None:
+    """Measures what each method's training costs, and writes docs/rivals.md."""
+    defaults = load()
+    questions = [grid.load(name, defaults) for name in QUESTIONS]
+    if not page_alone:
+        artifacts.write_json(FILE, measure(questions))
+    table = rows({question.name: results.read(question.name) for question in questions}, json.loads(FILE.read_text()))
+    draw(table, PLOT)
+    with artifacts.atomic_file(PAGE) as partial:
+        partial.write_text(page(questions, table), encoding="utf-8")
+    click.echo(str(PAGE))
+
+
+if __name__ == "__main__":
+    main()
