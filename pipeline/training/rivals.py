@@ -1,6 +1,6 @@
 """The pair's rivals that need a training of their own: a new rival is an entry of `RIVALS`, and nothing else.
 
-All but `official` have the budget of the pair, in forward equivalents: a forward counts 1, a backward 2.
+All but `official` have the budget of the pair in forward equivalents, see costs.py.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline import names
-from pipeline.flow.guidance import forwards
-from pipeline.objectives import OBJECTIVES
 from pipeline.params import Params
 from pipeline.partition import PHASES
+from pipeline.training.costs import pair_budget, sample_cost
 from pipeline.training.jobs import Job, TrainingSettings
 
 if TYPE_CHECKING:
     from pipeline.training.data import TrainingData
-
-BACKWARD = 2  # forward equivalents of a backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +52,6 @@ class Rival:
         return tuple(map(self.adapter, steps))
 
 
-def pair_budget(params: Params) -> int:
-    """Forward equivalents of the pair's two trainings, without anchors."""
-    rows = params.training.batch * (params.train_slow.train_steps + params.train_fast.train_steps)
-    return rows * (1 + BACKWARD) * forwards(params.student.true_cfg_scale)
-
-
-def sample_cost(job: Job) -> int:
-    """Forward equivalents of one sample of a job that an objective trains."""
-    trained, frozen = OBJECTIVES[job.settings.objective].forwards(len(job.steps))
-    return (trained * (1 + BACKWARD) + frozen) * forwards(job.true_cfg_scale)
-
-
 def _whole_path(params: Params, data: TrainingData, name: str, objective: str | None = None) -> Job:
     """One adapter for all student steps, with the mean of the phases' learning rates and the pair's budget."""
     settings = replace(
@@ -86,12 +71,12 @@ def _whole_path(params: Params, data: TrainingData, name: str, objective: str | 
         path=data.path,
         solver=params.student.solver,
     )
-    return _at_budget(job, pair_budget(params))
+    return _at_budget(job, params)
 
 
-def _at_budget(job: Job, budget: float) -> Job:
-    """The job with as many train steps as the budget pays for, at least one."""
-    train_steps = max(1, round(budget / (job.settings.batch * sample_cost(job))))
+def _at_budget(job: Job, params: Params, share: float = 1.0) -> Job:
+    """The job with as many train steps as a share of the pair's budget pays for, at least one."""
+    train_steps = max(1, round(share * pair_budget(params) / (job.settings.batch * sample_cost(job, params))))
     return replace(job, settings=replace(job.settings, train_steps=train_steps))
 
 
@@ -129,6 +114,13 @@ def official(params: Params, data: TrainingData) -> list[Job]:
     ]
 
 
+def dmd2(params: Params, data: TrainingData) -> list[Job]:
+    """One adapter for all student steps by distribution matching, at a tenth of the pair's learning rate."""
+    job = _whole_path(params, data, "dmd2")
+    settings = replace(job.settings, learning_rate=job.settings.learning_rate / 10)
+    return [_at_budget(replace(job, trainer="dmd2", settings=settings), params)]
+
+
 def expert_of(sigma: float, experts: int) -> int:
     """The expert, from 1, that owns a noise level: expert i owns ((i - 1) / n, i / n]."""
     return max(1, -int(-sigma * experts // 1))
@@ -142,7 +134,7 @@ def experts(count: int, params: Params, data: TrainingData) -> list[Job]:
     """
     whole = _whole_path(params, data, "", None)
     owners = [expert_of(float(data.trajectories.sigmas[start]), count) for start, _ in whole.steps]
-    found = []
+    found: list[Job] = []
     for expert in sorted(set(owners), reverse=True):
         own = [i for i, owner in enumerate(owners) if owner == expert]
         job = replace(
@@ -152,7 +144,7 @@ def experts(count: int, params: Params, data: TrainingData) -> list[Job]:
             anchored=tuple(whole.anchored[i] for i in own if whole.anchored),
         )
         settings = replace(job.settings, seed=job.settings.seed + len(found))
-        found.append(_at_budget(replace(job, settings=settings), pair_budget(params) / len(set(owners))))
+        found.append(_at_budget(replace(job, settings=settings), params, 1 / len(set(owners))))
     return found
 
 
@@ -203,6 +195,13 @@ RIVALS: dict[str, Rival] = {
         jobs=_one_adapter("direct", "rollout"),
         adapter=always("direct"),
         solver="euler",
+    ),
+    "dmd2": Rival(
+        title="DMD2",
+        question="Is matching the teacher's distribution better than following its path, at equal budget?",
+        jobs=dmd2,
+        adapter=always("dmd2"),
+        solver="renoise",
     ),
     "tsm_2": _experts(2),
     "tsm_4": _experts(4),
