@@ -35,5 +35,10 @@ def _dmd2(job: Job, params: Params) -> float:
     return CRITIC_STEPS * critic_step + generator_step
 
 
-COSTS: dict[str, Callable[[Job, Params], float]] = {"objective": _objective, "dmd2": _dmd2}
+def _pdd(job: Job, params: Params) -> float:
+    """One forward with gradient; the output layer's share of it is small."""
+    return 1 + BACKWARD
+
+
+COSTS: dict[str, Callable[[Job, Params], float]] = {"objective": _objective, "dmd2": _dmd2, "pdd": _pdd}
 """By `Job.trainer`."""

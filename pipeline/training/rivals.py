@@ -121,6 +121,11 @@ def dmd2(params: Params, data: TrainingData) -> list[Job]:
     return [_at_budget(replace(job, trainer="dmd2", settings=settings), params)]
 
 
+def pdd(params: Params, data: TrainingData) -> list[Job]:
+    """A trunk for all student steps with an output layer for each, at the learning rate and the budget of the pair."""
+    return [_at_budget(replace(_whole_path(params, data, "pdd"), trainer="pdd"), params)]
+
+
 def expert_of(sigma: float, experts: int) -> int:
     """The expert, from 1, that owns a noise level: expert i owns ((i - 1) / n, i / n]."""
     return max(1, -int(-sigma * experts // 1))
@@ -202,6 +207,13 @@ RIVALS: dict[str, Rival] = {
         jobs=dmd2,
         adapter=always("dmd2"),
         solver="renoise",
+    ),
+    "pdd": Rival(
+        title="PDD from the recording",
+        question="Is a target for each recorded step, from one forward, better than one for each student step?",
+        jobs=pdd,
+        adapter=lambda step: f"pdd_{step.number}",
+        solver="euler",
     ),
     "tsm_2": _experts(2),
     "tsm_4": _experts(4),
