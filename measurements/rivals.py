@@ -28,7 +28,7 @@ from pipeline.evaluation.recipes import BASES, FREE, PRODUCT, REFERENCE, titles
 from pipeline.params import Params, from_dict, load
 from pipeline.recording.trajectories import Trajectories
 from pipeline.training import jobs, loop, rivals
-from pipeline.training.budget import BACKWARD
+from pipeline.training.costs import BACKWARD
 from pipeline.training.data import TrainingData
 from pipeline.training.jobs import Job
 from pipeline.training.trainers import TRAINERS

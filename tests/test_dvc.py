@@ -45,7 +45,7 @@ LEFT_OUT = {  # what a stage may import without depending on it, and why it cann
     "pipeline/registry/__init__.py": "a docstring",
     "pipeline/scenes/__init__.py": "a docstring",
     "pipeline/training/__init__.py": "a docstring",
-    "pipeline/training/budget.py": "how long rivals are trained, which their adapters show",
+    "pipeline/training/costs.py": "how long rivals are trained, which their adapters show",
     "stages/__init__.py": "options, warnings and exit codes of every stage",
 }
 BACKBONES, FAMILIES = ROOT / "pipeline" / "backbones" / "__init__.py", ROOT / "pipeline" / "families"

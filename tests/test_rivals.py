@@ -3,13 +3,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pipeline import adapters, artifacts
 from pipeline.ablations import grid
 from pipeline.evaluation import inputs
 from pipeline.evaluation.arms import student_steps
 from pipeline.partition import two_phase_plan
-from pipeline.training import jobs, rivals
+from pipeline.training import jobs, loop, rivals, trainers
+from pipeline.training.costs import BACKWARD, pair_budget
 from pipeline.training.rivals import RIVALS, Rival, always
 from tests.evaluation_case import make_artifacts, small_params
 from tests.recorded import record_tiny, workplace
@@ -59,9 +61,47 @@ def test_no_rivals_and_unknown_rivals(recorded):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_the_adapters_that_act_are_those_that_are_trained(recorded, name):
-    trained = [job.name for job in RIVALS[name].jobs(recorded.params, recorded.loaded())]
+    data, trained = recorded.loaded(), []
+    for job in RIVALS[name].jobs(recorded.params, data):
+        trained += trainers.TRAINERS[job.trainer](recorded.backbone(), data.trajectories, job, None).trained()
     used = RIVALS[name].adapters(student_steps(two_phase_plan(recorded.partition)))
     assert set(used) == set(trained) and len(trained) == len(set(trained))
+
+
+class Count:
+    """Forward equivalents of the transformer's rows: a call with gradients counts its backward too."""
+
+    def __init__(self, transformer):
+        self.total = 0
+        transformer.register_forward_hook(self, with_kwargs=True)
+
+    def __call__(self, transformer, args, kwargs, output):
+        self.total += len(kwargs["hidden_states"]) * (1 + BACKWARD if torch.is_grad_enabled() else 1)
+
+
+COUNTED = [
+    (name, scale) for name in RIVALS for scale in (1.0, 3.0) if name != "official" and (name, scale) != ("pdd", 3.0)
+]
+
+
+@pytest.mark.parametrize("name, true_cfg_scale", COUNTED)
+def test_every_rival_has_the_budget_of_the_pair(recorded, name, true_cfg_scale):
+    """By the forwards that a few train steps really take, times all train steps."""
+    phases = {
+        phase: replace(getattr(recorded.params, phase), train_steps=400) for phase in ("train_slow", "train_fast")
+    }
+    training = replace(recorded.params.training, batch=2)
+    student = replace(recorded.params.student, true_cfg_scale=true_cfg_scale)
+    params, data, spent = replace(recorded.params, training=training, student=student, **phases), recorded.loaded(), 0.0
+    for job in RIVALS[name].jobs(params, data):
+        backbone, steps = recorded.backbone(), 8 if job.trainer == "dmd2" else 2
+        count, records = Count(backbone.transformer), loop.train(backbone, data.trajectories, job)
+        next(records)
+        count.total = 0  # a trainer may look at the model before its first step
+        for _ in range(steps):
+            next(records)
+        spent += count.total / steps * job.settings.train_steps
+    assert spent == pytest.approx(pair_budget(params), rel=0.15 if name == "dmd2" else 0.03)
 
 
 def late(params, data):

@@ -1,6 +1,6 @@
 """The pair's rivals that need a training of their own: a new rival is an entry of `RIVALS`, and nothing else.
 
-All but `official` have the budget of the pair (`budget.py`).
+All but `official` have the budget of the pair in forward equivalents, see costs.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline import names
 from pipeline.params import Params
 from pipeline.partition import PHASES
-from pipeline.training.budget import at_budget, pair_budget
+from pipeline.training.costs import pair_budget, sample_cost
 from pipeline.training.jobs import Job, TrainingSettings
 
 if TYPE_CHECKING:
@@ -71,7 +71,13 @@ def _whole_path(params: Params, data: TrainingData, name: str, objective: str | 
         path=data.path,
         solver=params.student.solver,
     )
-    return at_budget(job, pair_budget(params))
+    return _at_budget(job, params)
+
+
+def _at_budget(job: Job, params: Params, share: float = 1.0) -> Job:
+    """The job with as many train steps as a share of the pair's budget pays for, at least one."""
+    train_steps = max(1, round(share * pair_budget(params) / (job.settings.batch * sample_cost(job, params))))
+    return replace(job, settings=replace(job.settings, train_steps=train_steps))
 
 
 def _one_adapter(name: str, objective: str | None = None) -> Callable[[Params, TrainingData], list[Job]]:
@@ -108,6 +114,18 @@ def official(params: Params, data: TrainingData) -> list[Job]:
     ]
 
 
+def dmd2(params: Params, data: TrainingData) -> list[Job]:
+    """One adapter for all student steps by distribution matching, at a tenth of the pair's learning rate."""
+    job = _whole_path(params, data, "dmd2")
+    settings = replace(job.settings, learning_rate=job.settings.learning_rate / 10)
+    return [_at_budget(replace(job, trainer="dmd2", settings=settings), params)]
+
+
+def pdd(params: Params, data: TrainingData) -> list[Job]:
+    """A trunk for all student steps with an output layer for each, at the learning rate and the budget of the pair."""
+    return [_at_budget(replace(_whole_path(params, data, "pdd"), trainer="pdd"), params)]
+
+
 def expert_of(sigma: float, experts: int) -> int:
     """The expert, from 1, that owns a noise level: expert i owns ((i - 1) / n, i / n]."""
     return max(1, -int(-sigma * experts // 1))
@@ -121,7 +139,7 @@ def experts(count: int, params: Params, data: TrainingData) -> list[Job]:
     """
     whole = _whole_path(params, data, "", None)
     owners = [expert_of(float(data.trajectories.sigmas[start]), count) for start, _ in whole.steps]
-    found = []
+    found: list[Job] = []
     for expert in sorted(set(owners), reverse=True):
         own = [i for i, owner in enumerate(owners) if owner == expert]
         job = replace(
@@ -131,7 +149,7 @@ def experts(count: int, params: Params, data: TrainingData) -> list[Job]:
             anchored=tuple(whole.anchored[i] for i in own if whole.anchored),
         )
         settings = replace(job.settings, seed=job.settings.seed + len(found))
-        found.append(at_budget(replace(job, settings=settings), pair_budget(params) / len(set(owners))))
+        found.append(_at_budget(replace(job, settings=settings), params, 1 / len(set(owners))))
     return found
 
 
@@ -181,6 +199,20 @@ RIVALS: dict[str, Rival] = {
         question="Is a loss at the end of all steps better than a target for each (Qwen-Image-Distill-LoRA's method)?",
         jobs=_one_adapter("direct", "rollout"),
         adapter=always("direct"),
+        solver="euler",
+    ),
+    "dmd2": Rival(
+        title="DMD2",
+        question="Is matching the teacher's distribution better than following its path, at equal budget?",
+        jobs=dmd2,
+        adapter=always("dmd2"),
+        solver="renoise",
+    ),
+    "pdd": Rival(
+        title="PDD from the recording",
+        question="Is a target for each recorded step, from one forward, better than one for each student step?",
+        jobs=pdd,
+        adapter=lambda step: f"pdd_{step.number}",
         solver="euler",
     ),
     "tsm_2": _experts(2),

@@ -18,7 +18,7 @@ class Velocities:
     """Student and teacher under the prompts of one batch; their velocities are float32 in every precision.
 
     Args:
-        backbone: Carries the adapter of `job`, which is active and trains from now on.
+        backbone: Carries the adapter of `job`.
         job: What is trained.
         conditioning: Conditioning of the batch's prompts, B rows.
         negative: Conditioning of the negative prompt, one row.
@@ -31,12 +31,17 @@ class Velocities:
         self._backbone, self._job, self._recording = backbone, job, recording
         self._conditioning, self._negative = conditioning, negative
         self._grid = backbone.grid(recording.height, recording.width)
-        self._model = with_adapter(backbone, job.name)
+        self._active = job.name
 
-    def student(self, *, guided: bool) -> Velocity:
-        """The backbone with the adapter: at the job's true_cfg_scale if `guided`, else under the prompts alone."""
+    def student(self, *, guided: bool, adapter: str | None = None) -> Velocity:
+        """The backbone with an adapter as it is now: at the job's true_cfg_scale if `guided`, else the prompts alone.
+
+        `adapter` is the job's own unless another is named. It is active, and trains, from now on; others that train
+        go on training.
+        """
+        self._active = name = adapter or self._job.name
         scale = self._job.true_cfg_scale if guided else 1.0
-        velocity = self._guided(self._model, self._job.guidance_scale, scale)
+        velocity = self._guided(with_adapter(self._backbone, name), self._job.guidance_scale, scale)
 
         def student(x: Tensor, sigma: Tensor) -> Tensor:
             with precision.computing(self._backbone, self._job.settings.precision):
@@ -48,11 +53,16 @@ class Velocities:
     def teacher(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The velocity of the bare backbone, guided as in the recording; no gradients flow into it."""
         velocity = self._guided(self._backbone.velocity, self._recording.guidance_scale, self._recording.true_cfg_scale)
-        adapters.select(self._backbone.transformer, None)
+        _select(self._backbone, None)
         with precision.computing(self._backbone, self._job.settings.precision):
             v = velocity(x, sigma).float()
-        _select(self._backbone, self._job.name)
+        _select(self._backbone, self._active)
         return v
+
+    def activate(self, adapter: str) -> None:
+        """Makes an adapter active; gradient checkpointing needs that of the forward in the backward too."""
+        self._active = adapter
+        _select(self._backbone, adapter)
 
     def _guided(self, model: Callable[..., Tensor], guidance_scale: float, true_cfg_scale: float) -> Velocity:
         return guided(
@@ -98,9 +108,12 @@ def _merges(backbone: Backbone) -> bool:
     return backbone.dtype == torch.float32 and not checkpointing and switching.fusable(backbone.transformer)
 
 
-def _select(backbone: Backbone, name: str) -> None:
-    """Makes an adapter trainable, and active unless its weights are merged."""
-    parameters = adapters.parameters(backbone.transformer, name)
-    adapters.select(backbone.transformer, None if _merges(backbone) else name)
-    for parameter in parameters:  # peft freezes what is not selected
+def _select(backbone: Backbone, name: str | None) -> None:
+    """Makes an adapter trainable, and active unless its weights are merged; None = the bare backbone is active."""
+    transformer = backbone.transformer
+    training = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    if name is not None:
+        training += adapters.parameters(transformer, name)
+    adapters.select(transformer, None if _merges(backbone) else name)
+    for parameter in training:  # peft freezes what is not selected
         parameter.requires_grad_(True)

@@ -2,9 +2,11 @@
 
 from pipeline import names
 from pipeline.training.trainers.base import MakeTrainer
+from pipeline.training.trainers.distribution import DistributionTrainer
+from pipeline.training.trainers.heads import HeadsTrainer
 from pipeline.training.trainers.objective import ObjectiveTrainer
 
-TRAINERS: dict[str, MakeTrainer] = {"objective": ObjectiveTrainer}
+TRAINERS: dict[str, MakeTrainer] = {"objective": ObjectiveTrainer, "dmd2": DistributionTrainer, "pdd": HeadsTrainer}
 
 
 def check(key: str, trainer: str) -> None:

@@ -30,7 +30,7 @@ class Memory:
     """All that a training carries from step to step, and that a checkpoint holds. Its tensors are changed in place."""
 
     parameters: list[nn.Parameter]
-    optimizers: dict[str, torch.optim.Optimizer]
+    optimizers: Mapping[str, torch.optim.Optimizer]
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -40,7 +40,7 @@ class Trainer(Protocol):
     memory: Memory
 
     def step(self, train_step: int) -> TrainStep:
-        """Takes one optimiser step. Raises ValueError when a loss is not finite; then nothing has changed."""
+        """Takes one optimiser step. Raises ValueError when a loss is not finite: then no state may be saved."""
 
     def trained(self) -> dict[str, tuple[adapters.State, LoraConfig]]:
         """The trained adapters by name, in peft's layout; an adapter of the job's own name, or several others."""
