@@ -240,7 +240,9 @@ def check_swaps(swaps: Sequence[str]) -> None:
 def _arm(recipe: Recipe, conditions: Conditions) -> Arm:
     if recipe.levels is None:
         acting: dict[str | None, str] = dict(zip(PHASES, recipe.adapters or (), strict=True))
-        plan = replace(conditions.student, adapters=tuple(acting[phase] for phase in conditions.student.adapters))
+        plan = replace(
+            conditions.student, adapters=tuple(acting.get(name, name) for name in conditions.student.adapters)
+        )
     else:
         plan = fixed_plan(conditions.schedule.sigmas(recipe.levels(conditions)))
     scale = recipe.scale(conditions)

@@ -86,7 +86,7 @@ class Inputs:
 
     Attributes:
         params: All parameters.
-        bundle: The pair.
+        bundle: The pair, or another bundle.
         prompts: Held-out prompts.
         arms: The compared arms.
         schedule: Base levels to sigmas, at the evaluated resolution.
@@ -158,7 +158,7 @@ def read(params: Params, source: Source) -> Inputs:
         teacher_scale=teacher.true_cfg_scale,
         student_scale=bundle.guidance.student_true_cfg_scale,
         rivals=source.controls,
-        swaps=settings.swaps,
+        swaps=settings.swaps if tuple(bundle.files) == PHASES else (),  # they exchange slow and fast
     )
 
     def load() -> Backbone:
