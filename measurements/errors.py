@@ -100,7 +100,7 @@ def along(paths: Paths) -> tuple[list[dict], Tensor, Tensor]:
     """
     rows, x, handoff = [], paths.noise, None
     with paths.student() as follow:
-        for phase in paths.partition.phases.values():
+        for phase in paths.partition.phases:
             for i, (start, end) in enumerate(phase.pairs):
                 levels = torch.tensor(phase.sigmas[i : i + 2], dtype=torch.float64)
                 wanted = paths.teacher[:, end]

@@ -22,11 +22,11 @@ class Phase:
     """The part of the student's path that one adapter owns: S Euler steps between states of the teacher."""
 
     name: str
-    """"slow" or "fast"."""
+    """"slow" or "fast" in the partition that is trained; else the name of its adapter."""
     steps: tuple[int, ...]
     """Teacher step at which each student step starts, length S."""
     end: int
-    """Teacher step at which the last student step ends: the fast phase's first, or the teacher's number of steps."""
+    """Teacher step at which the last student step ends: the next phase's first, or the teacher's number of steps."""
     u: tuple[float, ...]
     """Base level at each start, length S."""
     sigmas: tuple[float, ...]
@@ -44,13 +44,23 @@ class Phase:
 
 @dataclass(frozen=True)
 class Partition:
-    """The student's path: K = slow + fast steps, both phases on the teacher's own noise levels."""
+    """The student's path of K steps. `compute` gives two phases, slow and fast, on the teacher's own noise levels."""
 
     rule: str
     teacher_steps: int
     schedule: Schedule
-    slow: Phase
-    fast: Phase
+    phases: tuple[Phase, ...]
+    """In order, each ending where the next one starts."""
+
+    @property
+    def slow(self) -> Phase:
+        """The first phase."""
+        return self.phases[0]
+
+    @property
+    def fast(self) -> Phase:
+        """The last phase."""
+        return self.phases[-1]
 
     @property
     def handoff(self) -> float:
@@ -60,32 +70,27 @@ class Partition:
     @property
     def steps(self) -> tuple[int, ...]:
         """Teacher steps of the K starts, then the teacher's number of steps, length K + 1."""
-        return (*self.slow.steps, *self.fast.steps, self.fast.end)
+        return (*(step for phase in self.phases for step in phase.steps), self.phases[-1].end)
 
     @property
     def u(self) -> tuple[float, ...]:
         """Base levels of the K starts, which stock pipelines take as `sigmas`."""
-        return self.slow.u + self.fast.u
+        return tuple(u for phase in self.phases for u in phase.u)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels of the K starts, then 0, length K + 1."""
-        return self.slow.sigmas[:-1] + self.fast.sigmas
-
-    @property
-    def phases(self) -> dict[str, Phase]:
-        """Both phases by name, in order."""
-        return {"slow": self.slow, "fast": self.fast}
+        return (*(sigma for phase in self.phases for sigma in phase.sigmas[:-1]), self.phases[-1].sigmas[-1])
 
     def to_json(self) -> dict[str, Any]:
-        """The partition as JSON's types; from_json reads it back."""
+        """A partition of two phases, slow and fast, as JSON's types; from_json reads it back."""
         return {
             "version": 1,
             "rule": self.rule,
             "teacher_steps": self.teacher_steps,
             "schedule": asdict(self.schedule),
             "handoff": {"step": self.fast.steps[0], "u": self.fast.u[0], "sigma": self.handoff},
-            "phases": {name: asdict(phase) for name, phase in self.phases.items()},
+            "phases": {phase.name: asdict(phase) for phase in self.phases},
         }
 
     @classmethod
@@ -103,7 +108,7 @@ class Partition:
                 values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in phase.items()}
                 phases[name] = Phase(**values)
             schedule = Schedule(**content["schedule"])
-            return cls(content["rule"], content["teacher_steps"], schedule, phases["slow"], phases["fast"])
+            return cls(content["rule"], content["teacher_steps"], schedule, tuple(phases[name] for name in PHASES))
         except (KeyError, TypeError) as error:
             raise ValueError(f"partition: not a partition of this project ({error})") from error
 
@@ -127,12 +132,12 @@ def snr(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]
             f"partition.threshold_u must be at least the last level {levels[-1]:g}, got {settings.threshold_u:g}"
         )
     handoff = below[0]
-    return _spread(0, handoff, settings.slow_steps), _spread(handoff, num_steps, settings.fast_steps)
+    return spread(0, handoff, settings.slow_steps), spread(handoff, num_steps, settings.fast_steps)
 
 
 def uniform(settings: PartitionParams, num_steps: int) -> tuple[list[int], list[int]]:
     """Spreads all steps evenly over the recorded ones; the slow phase owns the first slow_steps."""
-    steps = _spread(0, num_steps, settings.slow_steps + settings.fast_steps)
+    steps = spread(0, num_steps, settings.slow_steps + settings.fast_steps)
     return steps[: settings.slow_steps], steps[settings.slow_steps :]
 
 
@@ -175,8 +180,10 @@ def compute(params: Params, schedule: Schedule) -> Partition:
         rule=settings.rule,
         teacher_steps=params.teacher.steps,
         schedule=schedule,
-        slow=_phase("slow", slow, fast[0], levels, schedule, stride),
-        fast=_phase("fast", fast, num_steps, levels, schedule, stride),
+        phases=(
+            _phase("slow", slow, fast[0], levels, schedule, stride),
+            _phase("fast", fast, num_steps, levels, schedule, stride),
+        ),
     )
 
 
@@ -256,7 +263,7 @@ def _ending_with(steps: list[int], last: int) -> list[int]:
     return _between(steps[0], last, len(steps))
 
 
-def _spread(first: int, end: int, count: int) -> list[int]:
+def spread(first: int, end: int, count: int) -> list[int]:
     """`count` even steps from `first` on; the step after them would be `end`."""
     return [first + round(i * (end - first) / count) for i in range(count)]
 

@@ -62,24 +62,24 @@ def write_adapter(backbone: Backbone, folder: Path, *, seed: int, targets: str =
 
 
 def stock(recorded: Recorded, folder: Path) -> FluxPipeline:
-    """The stock pipeline of the teacher with both adapters of a bundle's folder."""
+    """The stock pipeline of the teacher with the adapters of a bundle's folder."""
     pipe = FluxPipeline.from_pretrained(recorded.teacher)
     pipe.set_progress_bar_config(disable=True)
-    for phase in PHASES:
-        pipe.load_lora_weights(folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
+    for phase in Bundle.load(folder).phases:
+        pipe.load_lora_weights(folder, weight_name=phase.file, adapter_name=phase.name)
     return pipe
 
 
 def stock_images(pipe: FluxPipeline, bundle: Bundle, hand_over=FluxPipeline.set_adapters, **options) -> np.ndarray:
     """What the stock pipeline makes of PROMPTS and SEEDS; `hand_over(pipe, phase)` makes a phase act."""
-    slow, fast = bundle.phases
+    names = [phase.name for phase in bundle.phases for _ in phase.steps]
 
     def after_step(pipe, step, timestep, tensors):
-        if step == len(bundle.phases[slow].steps) - 1:
-            hand_over(pipe, fast)
+        if step + 1 < len(names):
+            hand_over(pipe, names[step + 1])
         return tensors
 
-    hand_over(pipe, slow)
+    hand_over(pipe, names[0])
     return pipe(
         PROMPTS,
         sigmas=list(bundle.u),

@@ -122,18 +122,18 @@ def write_bundle(folder: Path, seed: int = 0, **changes: object) -> Path:
     adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["attn.to_q"]}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     manifest = {
-        "format": 1,
+        "format": 2,
         "base_model": "artifacts/teacher",
         "base_digest": "sha256:" + 64 * "0",
         "family": "flux",
         "u": [1.0, 0.5],
         "steps": [0, 2],
         "teacher_steps": 4,
-        "phases": {
-            "slow": {"steps": [0], "u": [1.0], "sigmas": [1.0, 0.6]},
-            "fast": {"steps": [2], "u": [0.5], "sigmas": [0.6, 0.0]},
-        },
-        "handoff": {"step": 2, "u": 0.5, "sigma": 0.6},
+        "phases": [
+            {"name": "slow", "file": "slow.safetensors", "steps": [0], "u": [1.0], "sigmas": [1.0, 0.6]},
+            {"name": "fast", "file": "fast.safetensors", "steps": [2], "u": [0.5], "sigmas": [0.6, 0.0]},
+        ],
+        "handoffs": [{"step": 2, "u": 0.5, "sigma": 0.6}],
         "height": 64,
         "width": 64,
         "max_sequence_length": 16,

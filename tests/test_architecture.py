@@ -12,7 +12,7 @@ LEVELS = [  # from the top down: what stands in a row may import what stands in 
     "diagnosis",
     "ablations benchmarking checking",
     "registry",
-    "evaluation memory",
+    "evaluation memory shipping",
     "bundle training",
     "recording",
     "presets console partition",

@@ -75,7 +75,7 @@ def test_the_bundle_is_loaded_by_stock_code_and_generates(teachers, tmp_path, pa
     assert bundle.rank == 3 and len(bundle.steps) == 4
     pipe = DiffusionPipeline.from_pretrained(teachers["flux"])
     for phase in bundle.phases:
-        pipe.load_lora_weights(bundle.folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
+        pipe.load_lora_weights(bundle.folder, weight_name=phase.file, adapter_name=phase.name)
     layer = pipe.transformer.get_submodule(MODULE["flux"])
     for phase, (rank, seed, scale) in {"slow": (2, 0, 2.0), "fast": (3, 1, 1.0)}.items():
         a, b = matrices(rank, seed)
@@ -132,7 +132,7 @@ def test_the_path_goes_into_the_bundle_and_another_one_is_refused(tmp_path, para
     files = dict.fromkeys(("slow", "fast"), write(tmp_path / "x.safetensors", diffusers_keys(MODULE["flux"])))
     made = importing.bundle(files, params, tmp_path / "official", "uniform", STEPS, path="official")
     assert made.path == "official"
-    assert "trained elsewhere" in (made.folder / "README.md").read_text()
+    assert "Trained elsewhere" in (made.folder / "README.md").read_text()
     with pytest.raises(ValueError, match="path must be one of consistent, official, got 'best'"):
         importing.bundle(files, params, tmp_path / "bundle", "uniform", STEPS, path="best")
     assert not (tmp_path / "bundle").exists()

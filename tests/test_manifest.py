@@ -1,6 +1,7 @@
 """Reading a bundle: what is missing or does not fit is refused by its name."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -25,7 +26,8 @@ def change(folder, **values):
 
 def test_a_bundle_has_its_phases_in_order(folder):
     bundle = Bundle.load(folder)
-    assert list(bundle.phases) == list(bundle.files) == list(bundle.states()) == ["slow", "fast"]
+    names = [phase.name for phase in bundle.phases]
+    assert names == list(bundle.files) == list(bundle.states()) == ["slow", "fast"]
     assert bundle.files["fast"] == folder / "fast.safetensors"
 
 
@@ -39,14 +41,42 @@ def test_a_missing_file_is_named(folder, file):
 
 
 def test_another_format_is_refused(folder):
-    change(folder, format=2)
-    with pytest.raises(ValueError, match="format must be 1, got 2"):
+    change(folder, format=3)
+    with pytest.raises(ValueError, match="format must be 1 or 2, got 3"):
         Bundle.load(folder)
 
 
-@pytest.mark.parametrize("phases", [{"slow": {}}, {"slow": {"steps": [0]}}, []])
-def test_an_incomplete_manifest_is_refused(folder, phases):
-    change(folder, phases=phases)
+OLDER = {  # as versions before the list of phases wrote it
+    "format": 1,
+    "phases": {
+        "slow": {"steps": [0], "u": [1.0], "sigmas": [1.0, 0.6]},
+        "fast": {"steps": [2], "u": [0.5], "sigmas": [0.6, 0.0]},
+    },
+    "handoff": {"step": 2, "u": 0.5, "sigma": 0.6},
+}
+
+
+def test_a_bundle_of_format_1_is_read_as_the_same_bundle_of_format_2(folder, tmp_path):
+    older = shutil.copytree(folder, tmp_path / "older")
+    content = json.loads((older / "glance.json").read_text())
+    del content["handoffs"]
+    (older / "glance.json").write_text(json.dumps(content | OLDER))
+    assert Bundle.load(older) == replace(Bundle.load(folder), folder=older)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"phases": [{"name": "slow"}]},
+        {"phases": [{"name": "slow", "file": "slow.safetensors", "steps": [0], "u": 1.0, "sigmas": [1.0, 0.6]}]},
+        {"phases": OLDER["phases"]},
+        {"format": 1, "phases": {"slow": {}}},
+        {"format": 1, "phases": {"slow": {"steps": [0]}}},
+        {"format": 1, "phases": []},
+    ],
+)
+def test_an_incomplete_manifest_is_refused(folder, values):
+    change(folder, **values)
     with pytest.raises(ValueError, match="is not a complete manifest"):
         Bundle.load(folder)
 
@@ -66,11 +96,68 @@ def test_an_unknown_path_is_refused(folder, value):
         Bundle.load(folder)
 
 
+def phases_of(folder):
+    return json.loads((folder / "glance.json").read_text())["phases"]
+
+
+WHOLE = "each phase must end where the next one starts, and sigma go down to 0, got "
+
+
 def test_phases_that_do_not_join_are_refused(folder):
-    phases = json.loads((folder / "glance.json").read_text())["phases"]
-    phases["fast"]["sigmas"][0] += 0.01
+    phases = phases_of(folder)
+    phases[1]["sigmas"][0] += 0.01
     change(folder, phases=phases)
-    with pytest.raises(ValueError, match="slow must end where fast starts, and sigma go down to 0"):
+    with pytest.raises(ValueError, match=re.escape(f"{WHOLE}[1.0, 0.6] and [0.61, 0.0] at 2 levels")):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes"),
+    [
+        (1, {"sigmas": [0.6, 0.1]}),
+        (1, {"sigmas": [0.6, 0.3, 0.0]}),
+        (1, {"u": [0.4]}),
+        (1, {"steps": []}),
+        (0, {"sigmas": [0.5, 0.6]}),
+        (0, {"steps": [0, 1]}),
+        (0, {"steps": [], "u": [], "sigmas": [0.6]}),
+    ],
+)
+def test_a_path_that_is_not_whole_is_refused(folder, phase, changes):
+    phases = phases_of(folder)
+    phases[phase] |= changes
+    change(folder, phases=phases)
+    with pytest.raises(ValueError, match=re.escape(WHOLE)):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "Fast", "file": "Fast.safetensors"}, "the name of a phase must be of a-z, 0-9 and _, got 'Fast'"),
+        ({"name": "../x", "file": "../x.safetensors"}, "the name of a phase must be of a-z, 0-9 and _, got '../x'"),
+        ({"file": "../fast.safetensors"}, "the file of phase fast must be fast.safetensors, got '../fast.safetensors'"),
+        ({"name": "late", "file": "late.safetensors"}, "is no bundle: late.safetensors is missing"),
+        ({"name": "slow", "file": "slow.safetensors"}, "entries of different names, got ['slow', 'slow']"),
+    ],
+)
+def test_names_and_files_of_phases_are_checked(folder, changes, message):
+    phases = phases_of(folder)
+    phases[1] |= changes
+    change(folder, phases=phases)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Bundle.load(folder)
+
+
+def test_a_bundle_needs_a_phase(folder):
+    change(folder, phases=[])
+    with pytest.raises(ValueError, match=r"phases must have one or more entries of different names, got \[\]"):
+        Bundle.load(folder)
+
+
+def test_an_adapter_of_no_phase_is_refused(folder):
+    shutil.copy(folder / "fast.safetensors", folder / "late.safetensors")
+    with pytest.raises(ValueError, match="must hold the adapters of glance.json alone, got late.safetensors"):
         Bundle.load(folder)
 
 

@@ -15,7 +15,7 @@ from tests.tiny import FLUX_SCHEDULE, QWEN_SCHEDULE
 
 CONFIGS = {"flux": FLUX_SCHEDULE, "qwen_image": QWEN_SCHEDULE}
 U = (1, 0.96, 0.92, 0.88, 0.84, 0.80, 0.60, 0.40, 0.20, 0.02)
-STEPS = Steps(U, slow=5, teacher_steps=50, height=1024, width=1024)
+STEPS = Steps(U, phases=(5, 5), teacher_steps=50, height=1024, width=1024)
 TOLD = {  # train_Glance_flux.py and pipeline/qwen.py there
     "flux": [1000, 986.9786, 973.2042, 958.6094, 943.1188, 926.6473, 825.7017, 677.9868, 441.1997, 60.5503],
     "qwen_image": [1000, 979.1915, 957.5157, 934.9171, 911.3354, 886.7053, 745.0728, 562.9505, 320.0802, 20],

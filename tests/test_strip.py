@@ -89,10 +89,10 @@ def test_the_teacher_starts_from_the_student_s_noise(tmp_path):
     folder = write_bundle(
         tmp_path / "bundle",
         teacher_steps=2,
-        phases={
-            "slow": {"steps": [0], "u": [1.0], "sigmas": sigmas[:2]},
-            "fast": {"steps": [1], "u": [0.5], "sigmas": sigmas[1:]},
-        },
+        phases=[
+            {"name": "slow", "file": "slow.safetensors", "steps": [0], "u": [1.0], "sigmas": sigmas[:2]},
+            {"name": "fast", "file": "fast.safetensors", "steps": [1], "u": [0.5], "sigmas": sigmas[1:]},
+        ],
         guidance={"teacher_true_cfg_scale": 3.0, "student_true_cfg_scale": 3.0, "guidance_scale": 3.5},
     )
     for file in folder.glob("*.safetensors"):

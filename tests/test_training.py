@@ -39,7 +39,7 @@ def make_job(recorded, phase="slow", true_cfg_scale=1.0, **changes):
     settings = jobs.TrainingSettings.of(recorded.params.training, recorded.params.train_slow)
     return jobs.Job(
         name=phase,
-        steps=recorded.partition.phases[phase].pairs,
+        steps=getattr(recorded.partition, phase).pairs,
         settings=replace(settings, **changes),
         guidance_scale=3.5,
         true_cfg_scale=true_cfg_scale,
@@ -70,7 +70,7 @@ def test_every_item_comes_once_before_any_comes_again(count, batch):
 @pytest.mark.parametrize("phase", ["slow", "fast"])
 def test_the_first_loss_is_the_base_models_error_on_the_teachers_path(recorded, trajectories, phase, true_cfg_scale):
     """One batch of all pairs of trajectory and step: the mean over them, whatever their order."""
-    steps = recorded.partition.phases[phase].pairs
+    steps = getattr(recorded.partition, phase).pairs
     job = make_job(recorded, phase, true_cfg_scale, batch=len(steps) * len(trajectories), precision="fp32")
     backbone = recorded.backbone()
     ids = list(range(len(trajectories)))

@@ -33,10 +33,17 @@ def test_stock_diffusers_loads_the_trained_delta_of_every_module(pair):
 def test_the_manifest_says_what_a_sampler_needs(pair):
     manifest = json.loads((pair.bundle.folder / "glance.json").read_text())
     partition = pair.recorded.partition
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["base_digest"] == backbones.digest(pair.recorded.teacher)
     assert manifest["u"] == list(partition.u) and manifest["steps"] == list(partition.steps[:-1])
-    assert manifest["phases"]["slow"]["sigmas"][-1] == manifest["handoff"]["sigma"] == partition.handoff
+    slow, fast = manifest["phases"]
+    assert (slow["name"], slow["file"], fast["name"], fast["file"]) == (
+        *("slow", "slow.safetensors"),
+        *("fast", "fast.safetensors"),
+    )
+    (handoff,) = manifest["handoffs"]
+    assert handoff == {"step": fast["steps"][0], "u": fast["u"][0], "sigma": partition.handoff}
+    assert slow["sigmas"][-1] == partition.handoff
     assert (manifest["family"], manifest["rank"], manifest["base_license"]) == ("flux", 3, "unknown")
     assert manifest["path"] == "consistent"
     assert Bundle.load(pair.bundle.folder) == pair.bundle
@@ -56,5 +63,5 @@ def test_the_same_adapters_give_the_same_bundle(pair, tmp_path):
 
 def test_ranks_must_agree(pair, tmp_path):
     write_adapter(pair.recorded.backbone(), tmp_path / "fast", seed=1, rank=4)
-    with pytest.raises(ValueError, match="slow and fast must have the same rank, got 3 and 4"):
+    with pytest.raises(ValueError, match="all phases must have the same rank, got 3 of slow and 4 of fast"):
         pair.written(tmp_path / "bundle", trained=pair.folders | {"fast": tmp_path / "fast"})

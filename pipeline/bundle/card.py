@@ -1,4 +1,4 @@
-"""The model card of a bundle: a description of the pair, and the code to use the bundle."""
+"""The model card of a bundle: a description of the adapters, and the code to use the bundle."""
 
 import json
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from pipeline.styles import Lora
 
 def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], *, imported: bool) -> str:
     """The model card, with the code to use the bundle; `guided` holds the guidance arguments for plain diffusers."""
-    guidance, slow, fast = manifest["guidance"], manifest["phases"]["slow"], manifest["phases"]["fast"]
+    guidance, phases = manifest["guidance"], manifest["phases"]
     values = dict(
         base=manifest["base_model"],
         license=manifest["base_license"],
         digest=manifest["base_digest"],
-        slow=len(slow["steps"]),
-        fast=len(fast["steps"]),
+        adapters="One LoRA adapter" if len(phases) == 1 else f"{len(phases)} LoRA adapters",
+        phases="".join(map(_row, phases)),
+        names=json.dumps([phase["name"] for phase in phases for _ in phase["steps"]]),
         steps=len(manifest["steps"]),
         teacher_steps=manifest["teacher_steps"],
         teacher_scale=guidance["teacher_true_cfg_scale"],
-        handoff=f"{manifest['handoff']['sigma']:.4f}",
         rank=manifest["rank"],
         u=list(manifest["u"]),
         height=manifest["height"],
@@ -44,6 +44,11 @@ def license_of(card: Path) -> str:
     head = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
     found = [line.partition(":")[2].strip() for line in head if line.startswith("license:")]
     return found[0] if found else "unknown"
+
+
+def _row(phase: Mapping[str, Any]) -> str:
+    """The row of a phase in the card's table."""
+    return f"\n| `{phase['name']}` | {len(phase['steps'])} | {phase['sigmas'][0]:.4f} |"
 
 
 def _fused(lora: Mapping[str, Any]) -> str:
@@ -68,10 +73,14 @@ pipeline_tag: text-to-image
 tags: [lora, flow-matching, distillation]
 ---
 
-# A slow-fast pair of adapters: $steps steps instead of $teacher_steps
+# $adapters: $steps steps instead of $teacher_steps
 
-Two LoRA adapters of rank $rank for `$base`. `slow` is active in the first $slow steps, `fast` in the last $fast, from
-sigma $handoff on. $origin
+$adapters of rank $rank for `$base`, each active in its own steps:
+
+| adapter | steps | from sigma |
+| --- | --- | --- |$phases
+
+$origin
 
 $use
 `glance.json` lists the noise levels, the phases and the guidance. The adapters belong to the base model whose
@@ -79,10 +88,10 @@ transformer$fused has the digest `$digest`, and its licence ($license) holds for
 """)
 
 TRAINED_TEXT = Template(
-    """They were trained on the path of the base model with $teacher_steps steps and a true CFG scale of
+    """Trained on the path of the base model with $teacher_steps steps and a true CFG scale of
 $teacher_scale. The method follows "Glance: Accelerating Diffusion Models with 1 Sample", arXiv 2512.02899."""
 )
-IMPORTED_TEXT = Template("They were trained elsewhere and imported for this base; their source may say how.")
+IMPORTED_TEXT = Template("Trained elsewhere and imported for this base; the source may say how.")
 
 USE_TEXTS = {
     "consistent": Template("""With plain diffusers:
@@ -93,17 +102,18 @@ from diffusers import DiffusionPipeline
 
 folder = "."  # of this card
 pipe = DiffusionPipeline.from_pretrained("$base", dtype=$dtype)$styles
-for phase in ("slow", "fast"):
-    pipe.load_lora_weights(folder, weight_name=f"{phase}.safetensors", adapter_name=phase)
+names = $names  # of the adapter of each step
+for name in dict.fromkeys(names):
+    pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
 
 
 def hand_over(pipe, step, timestep, tensors):
-    if step == $slow - 1:  # the last slow step is done
-        pipe.set_adapters("fast")
+    if step + 1 < len(names):
+        pipe.set_adapters(names[step + 1])
     return tensors
 
 
-pipe.set_adapters("slow")
+pipe.set_adapters(names[0])
 image = pipe(
     "a red star",
     sigmas=$u,$guided

@@ -18,11 +18,11 @@ from pipeline.flow.solvers import noise_seed
 
 
 def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list[int], *, fused: bool = True) -> Tensor:
-    """One image per prompt: K Euler steps, slow's adapter before the handoff and fast's after it.
+    """One image per prompt: K Euler steps, each with its phase's adapter.
 
     Args:
         backbone: The whole base of the bundle, with the bundle's LoRAs; it is left unchanged.
-        bundle: The pair.
+        bundle: The adapters.
         prompts: B texts.
         seeds: The seed of each image's noise, length B.
         fused: Activate full weights for each phase: no low-rank products in a forward, but a copy of the adapted
@@ -70,7 +70,7 @@ def images(
 
     Args:
         backbone: The bundle's base, as `generate` takes it.
-        bundle: The pair.
+        bundle: The adapters.
         prompts: The texts.
         seed: The seed of the first image's noise.
         batch: How many images are made and held in memory at once.

@@ -1,7 +1,7 @@
-"""Makes a bundle from two LoRA files that were trained elsewhere."""
+"""Makes a bundle from LoRA files that were trained elsewhere."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,10 +12,12 @@ from peft import LoraConfig
 from pipeline import adapters, backbones, partition
 from pipeline.adapters import lora_files
 from pipeline.artifacts import atomic_dir
-from pipeline.bundle import write
+from pipeline.bundle import experts, write
 from pipeline.bundle.manifest import Bundle
 from pipeline.flow import stepping
+from pipeline.flow.schedule import Schedule
 from pipeline.params import Params
+from pipeline.partition import Partition
 
 
 def bundle(
@@ -26,21 +28,24 @@ def bundle(
     steps: Mapping[str, int],
     strength: float = 1.0,
     path: str = "consistent",
+    levels: Sequence[float] | None = None,
 ) -> Bundle:
     """Writes a bundle for the teacher of `params`, whole or not at all.
 
     Args:
-        files: The LoRA of each phase, as `lora_files.read` takes it.
+        files: The LoRA of each phase in order, as `lora_files.read` takes it.
         params: The parameters, whose teacher is the base.
         out: The folder to make.
-        rule: Rule of the partition, see `partition.RULES`; the released Glance weights use "official".
-        steps: The steps of each phase.
+        rule: How the steps are chosen: for two phases one of `partition.RULES`, else one of `experts.RULES`. The
+            released Glance weights use "official".
+        steps: The number of steps of each phase.
         strength: Factor on the adapters. A file without an alpha counts as alpha = rank.
         path: How the latents move, see `stepping.PATHS`; the official Glance code moves them by "official".
+        levels: The base level of each step, in place of a rule; None = the rule's.
 
     Raises:
-        ValueError: A file is no LoRA of the base (see `lora_files.read`), the rule or the steps do not fit, the path is
-            unknown, or the strength is not finite.
+        ValueError: A file is no LoRA of the base (see `lora_files.read`), the rule, the steps or the levels do not fit,
+            the path is unknown or for another number of phases, or the strength is not finite.
     """
     stepping.check("path", path)
     if not math.isfinite(strength):
@@ -48,20 +53,32 @@ def bundle(
     backbone = backbones.load(params.teacher.path, "cpu", parts=())
     states = {phase: _scaled(lora_files.read(file, backbone), strength) for phase, file in files.items()}
     rank = max(tensor.shape[0] for state in states.values() for key, tensor in state.items() if ".lora_A." in key)
-    wanted = replace(params.partition, rule=rule, slow_steps=steps["slow"], fast_steps=steps["fast"])
-    schedule = backbone.schedule(params.teacher.height, params.teacher.width)
-    every = replace(params.trajectories, steps=params.teacher.steps)  # imported pairs step on the teacher's own steps
-    split = partition.compute(replace(params, partition=wanted, trajectories=every), schedule)
+    split = _split(params, backbone.schedule(params.teacher.height, params.teacher.width), rule, steps, levels)
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")
     with TemporaryDirectory() as scratch, atomic_dir(out) as folder:
+        folders = {phase: Path(scratch) / str(i) for i, phase in enumerate(states)}
         for phase, state in states.items():
             state = _padded(state, rank)
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=adapters.adapted(state))
-            adapters.save(Path(scratch) / phase, state, config)
-        folders = {phase: Path(scratch) / phase for phase in states}
+            adapters.save(folders[phase], state, config)
         write.bundle(folder, folders, split, params.teacher, params.student, path=path, imported=True)
     return Bundle.load(out)
+
+
+def _split(
+    params: Params, schedule: Schedule, rule: str, steps: Mapping[str, int], levels: Sequence[float] | None
+) -> Partition:
+    """The steps of the phases, on the teacher's own steps if a rule chooses them."""
+    acting = [phase for phase, count in steps.items() for _ in range(count)]
+    if levels is not None:
+        return experts.at_levels(levels, acting, params.teacher.steps, schedule)
+    if len(steps) != 2:
+        return experts.by_rule(rule, acting, params.teacher.steps, schedule)
+    slow_steps, fast_steps = steps.values()
+    wanted = replace(params.partition, rule=rule, slow_steps=slow_steps, fast_steps=fast_steps)
+    every = replace(params.trajectories, steps=params.teacher.steps)
+    return experts.regroup(partition.compute(replace(params, partition=wanted, trajectories=every), schedule), acting)
 
 
 def _scaled(state: adapters.State, strength: float) -> adapters.State:

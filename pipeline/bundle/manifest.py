@@ -1,11 +1,13 @@
-"""The files of a bundle: two adapters as stock diffusers loads them, and a manifest for the sampler.
+"""The files of a bundle: adapters as stock diffusers loads them, one per phase, and a manifest for the sampler.
 
-slow.safetensors, fast.safetensors   transformer.<module>.lora_A/B.weight, scale folded into B
-adapter_config.json                  peft's, with lora_alpha = r
-glance.json                          the manifest: the base, the levels, the phases, the guidance
-README.md                            the model card
+<phase>.safetensors   transformer.<module>.lora_A/B.weight, scale folded into B; slow and fast in a pair
+adapter_config.json   peft's, with lora_alpha = r
+glance.json           the manifest: the base, the levels, the phases, the guidance
+README.md             the model card
 """
 
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -15,31 +17,53 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline import adapters, backbones
-from pipeline.artifacts import folder_digest, read_json
+from pipeline.artifacts import files, folder_digest, read_json
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.teacher import Teacher
 from pipeline.flow import solvers, stepping
 from pipeline.flow.sampling import StepPlan
-from pipeline.partition import PHASES
+from pipeline.partition import PHASES, Phase
 from pipeline.styles import Lora
 
 MANIFEST = "glance.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 CARD = "README.md"
-ADAPTER_FILES = {phase: f"{phase}.safetensors" for phase in PHASES}
-"""The phases of a bundle in order, and the adapter file of each phase."""
+SUFFIX = ".safetensors"
+NAME = re.compile("[a-z0-9_]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundlePhase:
-    """One phase's part of the path."""
+    """One phase's part of the path: one or more consecutive steps with one adapter."""
 
+    name: str
+    """The adapter's name, of a-z, 0-9 and _."""
+    file: str
+    """The adapter's file in the folder: <name>.safetensors."""
     steps: tuple[int, ...]
-    """Teacher steps at which the student's steps start."""
+    """Teacher steps at which the student's steps start; the nearest ones, if the levels are not the teacher's."""
     u: tuple[float, ...]
     """Base levels at those steps."""
     sigmas: tuple[float, ...]
-    """Noise levels at those steps, then at the end of the phase, for the training resolution."""
+    """Noise levels at those levels, then at the end of the phase, for the training resolution."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the name has other letters, or the file another name."""
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"the name of a phase must be of a-z, 0-9 and _, got {self.name!r}")
+        if self.file != self.name + SUFFIX:
+            raise ValueError(f"the file of phase {self.name} must be {self.name + SUFFIX}, got {self.file!r}")
+
+    @classmethod
+    def of(cls, phase: Phase) -> "BundlePhase":
+        """The manifest's entry for a phase of a partition; raises ValueError if the name has other letters."""
+        return cls(name=phase.name, file=phase.name + SUFFIX, steps=phase.steps, u=phase.u, sigmas=phase.sigmas)
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "BundlePhase":
+        """Reads an entry of the manifest's list; raises KeyError, TypeError or ValueError if it is no phase."""
+        lists = {key: tuple(entry[key]) for key in ("steps", "u", "sigmas")}
+        return cls(name=entry["name"], file=entry["file"], **lists)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +88,8 @@ class Bundle:
     """Base levels of the K steps: what stock pipelines take as `sigmas`."""
     steps: tuple[int, ...]
     teacher_steps: int
-    phases: dict[str, BundlePhase]
-    handoff: dict[str, float]
+    phases: tuple[BundlePhase, ...]
+    """In order."""
     height: int
     width: int
     max_sequence_length: int
@@ -86,31 +110,23 @@ class Bundle:
         """Reads a bundle and checks that its parts fit.
 
         Raises:
-            ValueError: A file or a key is missing, the format is another one, the phases do not join, or an adapter
-                is not a LoRA of the stated rank.
+            ValueError: A file or a key is missing, the format is another one, two phases have one name, the phases do
+                not join, an adapter belongs to no phase, or an adapter is not a LoRA of the stated rank.
         """
         folder = Path(folder)
-        for file in (MANIFEST, adapters.CONFIG, CARD, *ADAPTER_FILES.values()):
-            if not (folder / file).is_file():
-                raise ValueError(f"{folder} is no bundle: {file} is missing")
+        _require(folder, MANIFEST, adapters.CONFIG, CARD)
         content = read_json(folder / MANIFEST)
-        if content.get("format") != MANIFEST_FORMAT:
-            raise ValueError(f"{folder / MANIFEST}: format must be {MANIFEST_FORMAT}, got {content.get('format')}")
+        if content.get("format") not in tuple(FORMATS):
+            known = " or ".join(map(str, FORMATS))
+            raise ValueError(f"{folder / MANIFEST}: format must be {known}, got {content.get('format')}")
         try:
-            content = {
-                "loras": [],
-                "path": cls.path,
-                "solver": cls.solver,
-                **content,
-            }  # bundles of earlier versions lack these keys
+            absent = {"loras": [], "path": cls.path, "solver": cls.solver}  # in bundles of earlier versions
+            content = absent | content
             values: dict[str, Any] = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
             values |= {
                 "u": tuple(values["u"]),
                 "steps": tuple(values["steps"]),
-                "phases": {
-                    name: BundlePhase(**{key: tuple(entry) for key, entry in values["phases"][name].items()})
-                    for name in ADAPTER_FILES
-                },
+                "phases": tuple(map(BundlePhase.from_json, FORMATS[content["format"]](values["phases"]))),
                 "guidance": Guidance(**values["guidance"]),
                 "loras": tuple(Lora(**entry) for entry in values["loras"]),
             }
@@ -119,14 +135,14 @@ class Bundle:
         stepping.check(f"{folder / MANIFEST}: path", values["path"])
         solvers.check(f"{folder / MANIFEST}: solver", values["solver"])
         bundle = cls(folder=folder, **values)
-        bundle._check_path()
+        bundle._check_phases()
         bundle.states()
         return bundle
 
     @property
     def files(self) -> dict[str, Path]:
         """The file of each phase's adapter."""
-        return {phase: self.folder / ADAPTER_FILES[phase] for phase in self.phases}
+        return {phase.name: self.folder / phase.file for phase in self.phases}
 
     def states(self) -> dict[str, adapters.State]:
         """The tensors of each phase's adapter, with folded scale.
@@ -160,12 +176,16 @@ class Bundle:
             raise ValueError(f"{self.folder} was made for another model than {path}: {self.base_digest}, not {digest}")
 
     def plan(self, backbone: Backbone) -> StepPlan:
-        """For each of the K steps: the model's noise level, how far the latents move, the active adapter."""
-        steps = stepping.Steps(self.u, len(self.phases["slow"].steps), self.teacher_steps, self.height, self.width)
+        """For each of the K steps: the model's noise level, how far the latents move, the active adapter.
+
+        Raises:
+            ValueError: The path is for another number of phases.
+        """
+        counts = [len(phase.steps) for phase in self.phases]
+        steps = stepping.Steps(self.u, counts, self.teacher_steps, self.height, self.width)
         sigmas, moves = stepping.PATHS[self.path](steps, backbone.schedule)
-        adapters = tuple(name for name, phase in self.phases.items() for _ in phase.steps)
-        moves = None if self.path == "consistent" else moves
-        return StepPlan(sigmas, adapters, moves, self.solver)
+        adapters = tuple(phase.name for phase in self.phases for _ in phase.steps)
+        return StepPlan(sigmas, adapters, None if self.path == "consistent" else moves, self.solver)
 
     def _state(self, path: Path) -> adapters.State:
         try:
@@ -178,16 +198,40 @@ class Bundle:
             raise ValueError(f"{path} must have rank {self.rank}, as {MANIFEST} says, got {sorted(ranks)}")
         return state
 
-    def _check_path(self) -> None:
-        slow, fast = self.phases.values()
-        sigmas = (*slow.sigmas[:-1], *fast.sigmas)
-        joined = slow.sigmas[-1:] == fast.sigmas[:1] and self.u == slow.u + fast.u
-        whole = joined and len(sigmas) == len(self.u) + 1 and sigmas[-1] == 0
+    def _check_phases(self) -> None:
+        manifest, names = self.folder / MANIFEST, [phase.name for phase in self.phases]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"{manifest}: phases must have one or more entries of different names, got {names}")
+        _require(self.folder, *(phase.file for phase in self.phases))
+        for file in files(self.folder):
+            if file.endswith(SUFFIX) and file not in {phase.file for phase in self.phases}:
+                raise ValueError(f"{self.folder} must hold the adapters of {MANIFEST} alone, got {file}")
+        u = tuple(level for phase in self.phases for level in phase.u)
+        sigmas = (*(sigma for phase in self.phases for sigma in phase.sigmas[:-1]), *self.phases[-1].sigmas[-1:])
+        joined = all(one.sigmas[-1:] == other.sigmas[:1] for one, other in pairwise(self.phases))
+        own = all(len(phase.steps) == len(phase.u) == len(phase.sigmas) - 1 > 0 for phase in self.phases)
+        whole = joined and own and u == self.u and sigmas[-1] == 0
         if not whole or any(later >= earlier for earlier, later in pairwise(sigmas)):
+            got = " and ".join(str(list(phase.sigmas)) for phase in self.phases)
             raise ValueError(
-                f"{self.folder / MANIFEST}: slow must end where fast starts, and sigma go down to 0, "
-                f"got {list(slow.sigmas)} and {list(fast.sigmas)} at {len(self.u)} levels"
+                f"{manifest}: each phase must end where the next one starts, and sigma go down to 0, "
+                f"got {got} at {len(self.u)} levels"
             )
+
+
+def _pair(phases: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The phases of format 1, a mapping of slow and fast, as the list of format 2."""
+    return [{"name": name, "file": name + SUFFIX, **phases[name]} for name in PHASES]
+
+
+FORMATS: dict[int, Callable[[Any], Iterable[Mapping[str, Any]]]] = {1: _pair, MANIFEST_FORMAT: list}
+"""How the phases of each format of the manifest are read."""
+
+
+def _require(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no bundle: {name} is missing")
 
 
 def bundle_digest(folder: str | Path) -> str:

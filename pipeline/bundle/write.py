@@ -1,4 +1,4 @@
-"""Writes a bundle: both adapters with the keys of diffusers, the manifest and the model card."""
+"""Writes a bundle: each phase's adapter with the keys of diffusers, the manifest and the model card."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from peft import LoraConfig
 from pipeline import adapters, backbones
 from pipeline.artifacts import save_safetensors, write_json
 from pipeline.bundle import card
-from pipeline.bundle.manifest import ADAPTER_FILES, CARD, MANIFEST, MANIFEST_FORMAT, Bundle, BundlePhase, Guidance
+from pipeline.bundle.manifest import CARD, MANIFEST, MANIFEST_FORMAT, Bundle, BundlePhase, Guidance
 from pipeline.flow import stepping
 from pipeline.params import StudentParams, TeacherParams
 from pipeline.partition import Partition
@@ -31,26 +31,28 @@ def bundle(
     Args:
         folder: An empty folder for the bundle; `artifacts.atomic_dir` moves it into place whole.
         trained: The folder of each phase's adapter, in peft's layout.
-        partition: The student's path.
+        partition: The student's path, whose phases are named like the keys of `trained`.
         teacher: The base and its settings.
         student: How the student is run.
         path: How the latents move, one of `stepping.PATHS`.
         imported: Whether the adapters were trained elsewhere, as the card then says.
 
     Raises:
-        ValueError: An adapter or a LoRA of the teacher is missing, the adapters have different ranks, or the path
-            is unknown.
+        ValueError: An adapter or a LoRA of the teacher is missing, the adapters have different ranks, the name of a
+            phase is none for a file, or the path is unknown or for another number of phases.
     """
     stepping.check("path", path)
     folder = Path(folder)
-    read = {phase: adapters.read(trained[phase]) for phase in partition.phases}
-    ranks = {phase: config.r for phase, (_, config) in read.items()}
-    if len(set(ranks.values())) > 1:
-        raise ValueError(f"slow and fast must have the same rank, got {ranks['slow']} and {ranks['fast']}")
-    for phase, (state, _) in read.items():
+    phases = [BundlePhase.of(phase) for phase in partition.phases]
+    read = [adapters.read(trained[phase.name]) for phase in phases]
+    ranks = [config.r for _, config in read]
+    if len(set(ranks)) > 1:
+        got = " and ".join(f"{rank} of {phase.name}" for rank, phase in zip(ranks, phases, strict=True))
+        raise ValueError(f"all phases must have the same rank, got {got}")
+    for phase, (state, _) in zip(phases, read, strict=True):
         tensors = {adapters.DIFFUSERS_PREFIX + key: tensor for key, tensor in state.items()}
-        save_safetensors(folder / ADAPTER_FILES[phase], tensors, {"format": "pt"})
-    config = read["slow"][1]
+        save_safetensors(folder / phase.file, tensors, {"format": "pt"})
+    config = read[0][1]
     folded = LoraConfig(
         r=config.r, lora_alpha=config.r, target_modules=config.target_modules, exclude_modules=config.exclude_modules
     )
@@ -67,11 +69,8 @@ def bundle(
         "u": partition.u,
         "steps": partition.steps[:-1],
         "teacher_steps": partition.teacher_steps,
-        "phases": {
-            name: asdict(BundlePhase(steps=phase.steps, u=phase.u, sigmas=phase.sigmas))
-            for name, phase in partition.phases.items()
-        },
-        "handoff": {"step": partition.fast.steps[0], "u": partition.fast.u[0], "sigma": partition.handoff},
+        "phases": list(map(asdict, phases)),
+        "handoffs": [{"step": one.steps[0], "u": one.u[0], "sigma": one.sigmas[0]} for one in phases[1:]],
         "height": teacher.height,
         "width": teacher.width,
         "max_sequence_length": teacher.max_sequence_length,
@@ -92,4 +91,6 @@ def bundle(
     write_json(folder / MANIFEST, content)
     call = backbone.stock_guidance(student.true_cfg_scale, teacher.guidance_scale, teacher.negative_prompt)
     (folder / CARD).write_text(card.text(content, call, imported=imported), encoding="utf-8")
-    return Bundle.load(folder)
+    made = Bundle.load(folder)
+    made.plan(backbone)
+    return made

@@ -26,6 +26,7 @@ for command in (
     teachers.fetch,
     teachers.assemble,
     pairs.import_pair,
+    pairs.rival,
     pairs.export,
     pairs.evaluate,
     versions.register,

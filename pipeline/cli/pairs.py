@@ -1,4 +1,4 @@
-"""Commands for pairs: import, export, evaluate."""
+"""Commands for pairs and other bundles: import, rival, export, evaluate."""
 
 from pathlib import Path
 
@@ -10,16 +10,23 @@ from pipeline.console import progress, set_threads
 
 
 @click.command("import")
-@click.argument("slow", type=click.Path(path_type=Path))
-@click.argument("fast", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", default="imported", show_default=True, type=click.Path(path_type=Path), help="The bundle's folder."
 )
 @click.option(
-    "--rule", default="official", show_default=True, help="The rule that chooses the steps, as in partition.rule."
+    "--rule",
+    default="official",
+    show_default=True,
+    help="The rule that chooses the steps, as in partition.rule; uniform alone is for any number of files.",
 )
-@click.option("--slow-steps", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--fast-steps", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--slow-steps", default=5, show_default=True, type=click.IntRange(min=1), help="Of the first of two.")
+@click.option("--fast-steps", default=5, show_default=True, type=click.IntRange(min=1), help="Of the second of two.")
+@click.option("--steps", help="The number of steps of each file, such as 2,2,2,2, for any number of files.")
+@click.option("--levels", help="The base level of each step, such as 1.0,0.9,0.5, in place of --rule.")
+@click.option(
+    "--names", help="A name of a-z, 0-9 and _ for each file  [default: slow,fast for two, else expert_1,expert_2,...]"
+)
 @click.option("--strength", default=1.0, show_default=True, help="Factor on the adapters.")
 @click.option(
     "--path",
@@ -30,17 +37,79 @@ from pipeline.console import progress, set_threads
 @one_sentence
 @in_root
 def import_pair(
-    slow: Path, fast: Path, out: Path, rule: str, slow_steps: int, fast_steps: int, strength: float, path: str
+    files: tuple[Path, ...],
+    out: Path,
+    rule: str,
+    slow_steps: int,
+    fast_steps: int,
+    steps: str | None,
+    levels: str | None,
+    names: str | None,
+    strength: float,
+    path: str,
 ) -> None:
-    """Make a bundle for params.yaml's teacher from two LoRA files of any trainer: docs/lora_files.md lists the layouts.
+    """Make a bundle for params.yaml's teacher from LoRA files of any trainer: docs/lora_files.md lists the layouts.
 
-    SLOW and FAST are .safetensors files, or folders that peft saved.
+    FILES, in the order of their steps, are .safetensors files, or folders that peft saved: two of them are a pair, slow
+    and fast.
     """
     from pipeline import params
     from pipeline.bundle import importing
 
-    files, steps = {"slow": slow, "fast": fast}, {"slow": slow_steps, "fast": fast_steps}
-    made = importing.bundle(files, params.load(), out, rule, steps, strength, path)
+    phases = _names(names, len(files))
+    counts = (slow_steps, fast_steps) if steps is None and len(files) == 2 else _counts(steps, len(files))
+    made = importing.bundle(
+        dict(zip(phases, files, strict=True)),
+        params.load(),
+        out,
+        rule,
+        dict(zip(phases, counts, strict=True)),
+        strength,
+        path,
+        None if levels is None else _levels(levels),
+    )
+    click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
+
+
+def _names(given: str | None, count: int) -> tuple[str, ...]:
+    """The names of the phases of `count` files; raises ValueError if they are not as many different ones."""
+    if given is None:
+        return ("slow", "fast") if count == 2 else tuple(f"expert_{i}" for i in range(1, count + 1))
+    names = tuple(given.split(","))
+    if len(set(names)) < len(names) or len(names) != count:
+        raise ValueError(f"--names must hold a different name for each of the {count} files, got {given}")
+    return names
+
+
+def _counts(given: str | None, count: int) -> tuple[int, ...]:
+    """The number of steps of each of `count` files; raises ValueError unless each is at least 1."""
+    numbers = (given or "").split(",")
+    if len(numbers) != count or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise ValueError(f"--steps must hold a whole number of at least 1 for each of the {count} files, got {given}")
+    return tuple(map(int, numbers))
+
+
+def _levels(given: str) -> tuple[float, ...]:
+    """The base levels; raises ValueError unless they are numbers."""
+    try:
+        return tuple(map(float, given.split(",")))
+    except ValueError:
+        raise ValueError(f"--levels must be numbers with commas between them, got {given}") from None
+
+
+@click.command()
+@click.argument("name")
+@click.argument("out", type=click.Path(path_type=Path))
+@one_sentence
+@in_root
+def rival(name: str, out: Path) -> None:
+    """Write the trained rival NAME of the comparison as a bundle into the new folder OUT, whole or not at all.
+
+    The stage train_controls has to have trained its adapters: train_controls.arms of params.yaml names it.
+    """
+    from pipeline import params, shipping
+
+    made = shipping.rival(name, params.load(), out)
     click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
 
 

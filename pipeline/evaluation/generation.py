@@ -57,6 +57,5 @@ def _origin(given: Inputs) -> Origin:
         {"Python": platform.python_version(), **given.origin["packages"]},
         given.schedule,
         given.params.teacher.steps,
-        given.bundle.phases["slow"].steps,
-        given.bundle.phases["fast"].steps,
+        {phase.name: phase.steps for phase in given.bundle.phases},
     )

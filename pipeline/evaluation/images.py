@@ -20,7 +20,7 @@ from pipeline.evaluation.samples import Draws, Shard
 from pipeline.flow.schedule import Schedule
 
 INDEX = "index.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Origin:
         versions: Versions of the packages.
         schedule: Base levels to sigmas, at the resolution of the images.
         teacher_steps: Steps of the teacher.
-        slow_steps: Teacher steps at which the student's slow steps start.
-        fast_steps: Teacher steps at which the student's fast steps start.
+        phases: Teacher steps at which the student's steps start, by phase, in order.
     """
 
     teacher_digest: str
@@ -46,8 +45,7 @@ class Origin:
     versions: Mapping[str, str]
     schedule: Schedule
     teacher_steps: int
-    slow_steps: Sequence[int]
-    fast_steps: Sequence[int]
+    phases: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Inputs:
 
     Attributes:
         params: All parameters.
-        bundle: The pair.
+        bundle: The pair, or another bundle.
         prompts: Held-out prompts.
         arms: The compared arms.
         schedule: Base levels to sigmas, at the evaluated resolution.

@@ -18,8 +18,8 @@ class Steps:
 
     u: Sequence[float]
     """Base levels of the K starts."""
-    slow: int
-    """How many of the K steps belong to the slow phase."""
+    phases: Sequence[int]
+    """How many of the K steps belong to each phase."""
     teacher_steps: int
     height: int
     width: int
@@ -46,11 +46,17 @@ def official(steps: Steps, schedule: ScheduleAt) -> tuple[Tensor, Tensor]:
     official code has a sampler for Qwen-Image only; the same rule moves FLUX.1 3.4 % too far.
 
     The official code rounds the timesteps to bfloat16 (979.1915 becomes 980); this function does not.
+
+    Raises:
+        ValueError: There are not two phases.
     """
+    if len(steps.phases) != 2:
+        raise ValueError(f"the path official needs two phases, slow and fast, got {len(steps.phases)}")
+    slow_steps, fast_steps = steps.phases
     told = schedule(OFFICIAL_PIXELS, OFFICIAL_PIXELS).sigmas(steps.u)
     here = schedule(steps.height, steps.width)
-    slow = here.sigmas(base_levels(steps.teacher_steps))[: steps.slow + 1]
-    fast = here.sigmas(base_levels(len(steps.u) - steps.slow))
+    slow = here.sigmas(base_levels(steps.teacher_steps))[: slow_steps + 1]
+    fast = here.sigmas(base_levels(fast_steps))
     return told, torch.cat([slow.diff(), fast.diff()])
 
 

@@ -19,7 +19,7 @@ SHARD = "10GB"  # as diffusers splits
 
 
 def write(bundle: Bundle, folder: Path) -> list[Path]:
-    """Writes <phase>/transformer of each phase, and the manifest, which has the levels and the handoff.
+    """Writes <phase>/transformer of each phase, and the manifest, which has the levels and the phases.
 
     A weight is W + B A, where W includes the bundle's LoRAs. The sum is computed in float32 and rounded once to the
     bundle's dtype: `generating.generate` computes with the same weights.
@@ -42,7 +42,7 @@ def write(bundle: Bundle, folder: Path) -> list[Path]:
 def _save_adapted(transformer: nn.Module, phase: str, state: adapters.State, place: Path) -> None:
     """Writes the transformer's weights with an adapter fused in, as diffusers does: one file, or several with an index.
 
-    The adapted weights are copied for one phase at a time: both at once would take three times the base's memory.
+    The adapted weights are copied for one phase at a time: N at once would take N + 1 times the base's memory.
     """
     fused = FusedAdapters(transformer, {phase: state})
     fused.select(phase)
@@ -57,6 +57,6 @@ def _save_adapted(transformer: nn.Module, phase: str, state: adapters.State, pla
 
 FUSED = Format(
     name="fused",
-    description="slow/transformer and fast/transformer: the base's weights with each phase's change, for diffusers.",
+    description="<phase>/transformer of each phase: the base's weights with the phase's change, for diffusers.",
     write=write,
 )

@@ -35,8 +35,7 @@ class Content:
         histories: (train_step, loss) by adapter.
         trained_here: Whether this project trained the pair, so that its training prompts are known.
         snr: SNR at each teacher step.
-        slow_steps: Teacher steps at which the student's slow steps start.
-        fast_steps: Teacher steps at which the student's fast steps start.
+        phases: Teacher steps at which the student's steps start, by phase, in order.
         provenance: What the evaluation was made of, label to text.
         params: The parameters, as nested dicts.
     """
@@ -50,8 +49,7 @@ class Content:
     histories: Mapping[str, Sequence[tuple[int, float]]]
     trained_here: bool
     snr: Sequence[float]
-    slow_steps: Sequence[int]
-    fast_steps: Sequence[int]
+    phases: Mapping[str, Sequence[int]]
     provenance: Mapping[str, str]
     params: Mapping
 
@@ -85,8 +83,7 @@ def gather(
         histories=histories,
         trained_here=trained_here,
         snr=flow.snr(sigmas[:-1]).tolist(),
-        slow_steps=origin.slow_steps,
-        fast_steps=origin.fast_steps,
+        phases=origin.phases,
         provenance={
             "Teacher": f"{params.teacher.path}, {origin.teacher_digest}",
             "Bundle": origin.bundle_digest,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.evaluation.report.markup import tag, text
@@ -13,6 +13,7 @@ LETTER = 6.8  # px, largest width of a letter in a label
 WIDTH = 520  # px
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 44  # px, margins
 LABELS = 114  # px to the right of a chart whose lines are labelled at their ends
+PHASE_STYLES = ("slow", "fast")  # CSS classes of the phases, in turn
 
 
 @dataclass(frozen=True)
@@ -172,31 +173,31 @@ def losses(lines: Sequence[Line], title: str) -> str:
     return _svg(height, title, parts)
 
 
-def snr_over_steps(snr: Sequence[float], slow: Sequence[int], fast: Sequence[int], title: str) -> str:
-    """The teacher's signal-to-noise ratio at every step, the student's steps as marks, the handoff as a line.
+def snr_over_steps(snr: Sequence[float], phases: Mapping[str, Sequence[int]], title: str) -> str:
+    """The teacher's signal-to-noise ratio at every step, the student's steps as marks, the handoffs as lines.
 
     Args:
         snr: SNR at the start of each teacher step; 0 (pure noise), which has no logarithm, is drawn at the bottom.
-        slow: Teacher steps at which the slow steps start.
-        fast: Teacher steps at which the fast steps start.
+        phases: Teacher steps at which the student's steps start, by phase, in order.
         title: For readers who do not see the picture.
     """
     height = 300
     shown = [value for value in snr if value > 0]
     x = Axis(0, max(len(snr) - 1, 1), LEFT, WIDTH - RIGHT)
     y = Axis(min(shown) / 2, max(shown) * 1.6, height - BOTTOM, TOP, log=True)
-    at = x(fast[0])
+    handoffs = [steps[0] for steps in phases.values()][1:]
     parts = _frame(x, y, "teacher step", "signal-to-noise ratio", x.ticks(), number)
-    parts += [
-        tag("line", css="handoff", x1=at, x2=at, y1=y.end, y2=y.start),
-        tag("text", text(f"handoff at step {fast[0]}"), css="mark", x=at + 7, y=y.start - 8.0),
-        _path([(x(i), y(value)) for i, value in enumerate(snr)], "curve"),
-    ]
-    for row, (kind, steps) in enumerate((("slow", slow), ("fast", fast))):
+    parts += [tag("line", css="handoff", x1=x(at), x2=x(at), y1=y.end, y2=y.start) for at in handoffs]
+    if handoffs:
+        label = f"handoff at step {', '.join(map(str, handoffs))}"
+        parts.append(tag("text", text(label), css="mark", x=x(handoffs[0]) + 7, y=y.start - 8.0))
+    parts.append(_path([(x(i), y(value)) for i, value in enumerate(snr)], "curve"))
+    for row, (name, steps) in enumerate(phases.items()):
+        kind = PHASE_STYLES[row % len(PHASE_STYLES)]
         parts += [tag("circle", css=f"dot {kind}", cx=x(step), cy=y(snr[step]), r=5) for step in steps]
         legend = y.end + 12 + 18 * row
         parts.append(tag("circle", css=f"dot {kind}", cx=x.start + 18, cy=legend, r=5))
-        parts.append(tag("text", text(f"{len(steps)} {kind} steps"), css=f"mark {kind}", x=x.start + 30, y=legend + 4))
+        parts.append(tag("text", text(f"{len(steps)} {name} steps"), css=f"mark {kind}", x=x.start + 30, y=legend + 4))
     return _svg(height, title, parts)
 
 

@@ -253,8 +253,8 @@ def _training(content: Content) -> str:
             )
         )
     title = "Signal-to-noise ratio over the teacher's steps"
-    chart = figures.snr_over_steps(content.snr, content.slow_steps, content.fast_steps, title)
-    cards.append(_card(chart, "The student's steps on the teacher's path, and the handoff from slow to fast."))
+    chart = figures.snr_over_steps(content.snr, content.phases, title)
+    cards.append(_card(chart, "The student's steps on the teacher's path, and each handoff to the next phase."))
     return _section("Training", tag("div", *cards, css="pair"))
 
 
