@@ -160,7 +160,9 @@ def _check_levels(where: str, rival: Published) -> None:
     if rival.shift is not None or rival.terminal != "teacher":
         raise ValueError(f"{where}.sigmas are the final levels: leave shift and terminal out")
     if len(rival.sigmas) != rival.steps:
-        raise ValueError(f"{where}.sigmas must hold a level for each of the {rival.steps} steps, got {len(rival.sigmas)}")
+        raise ValueError(
+            f"{where}.sigmas must hold a level for each of the {rival.steps} steps, got {len(rival.sigmas)}"
+        )
 
 
 def _check_experts(where: str, rival: Published) -> None:
@@ -168,7 +170,9 @@ def _check_experts(where: str, rival: Published) -> None:
         return
     steps = [step for expert in rival.weights for step in expert.steps or ()]
     if sorted(steps) != list(range(rival.steps)):
-        raise ValueError(f"{where}.weights must name each of the steps 0 to {rival.steps - 1} once, got {sorted(steps)}")
+        raise ValueError(
+            f"{where}.weights must name each of the steps 0 to {rival.steps - 1} once, got {sorted(steps)}"
+        )
 
 
 def _check_images(name: str, entry: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch, teacher):
     """A project's folder with the shipped parameters and a tiny teacher."""
     shutil.copy(SHIPPED, tmp_path)
     shutil.copytree(teacher, tmp_path / "artifacts" / "teacher")
-    for folder in ("loras", "prompts"):
+    for folder in ("loras", "prompts", "rivals"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -155,7 +155,11 @@ def test_rivals_are_added_with_their_comments_and_nothing_else_changes(file):
 @pytest.mark.parametrize(
     ("preset", "name", "message"),
     [
-        ("qwen-image", "lightning", "--rival must be one of lightning_4, lightning_8, distill_lora, dmd2_3 for qwen-im"),
+        (
+            "qwen-image",
+            "lightning",
+            "--rival must be one of lightning_4, lightning_8, distill_lora, dmd2_3 for qwen-im",
+        ),
         ("tiny", "lightning_4", "--rival must be one of nothing for tiny, got 'lightning_4'"),
     ],
 )
@@ -174,5 +178,7 @@ def test_an_entry_that_was_changed_is_not_overwritten(file):
 @pytest.mark.parametrize("section", ["rivals: {x: {images: y}} ", "rivals:\n    x: {images: y} "])
 def test_a_section_that_is_written_otherwise_is_not_rewritten(file, section):
     file.write_text(file.read_text().replace("rivals: {} ", section))
-    with pytest.raises(ValueError, match="rivals of .*params.yaml must be {} or a block of lines, indented by 2, for a preset"):
+    with pytest.raises(
+        ValueError, match="rivals of .*params.yaml must be {} or a block of lines, indented by 2, for a preset"
+    ):
         published.add("flux-dev", ["hyper_8"], file)

@@ -99,7 +99,10 @@ def test_a_folder_of_images_needs_no_more():
         ({"weights": "../x.safetensors"}, "rivals.four: weights must be FILE.safetensors under rivals/, or the hub's"),
         ({"weights": "x.ckpt"}, "rivals.four: weights must be FILE.safetensors under rivals/, or the hub's owner/name"),
         ({"weights": []}, "rivals.four.weights must be a path or a list of {weights, steps}, got []"),
-        ({"weights": [{"weights": "x.safetensors"}]}, "rivals.four.weights must be a path or a list of {weights, steps"),
+        (
+            {"weights": [{"weights": "x.safetensors"}]},
+            "rivals.four.weights must be a path or a list of {weights, steps",
+        ),
         ({"weights": [{"weights": 3, "steps": [0]}]}, "rivals.four.weights must hold a path in each weights, got 3"),
         (
             {"weights": [{"weights": "x.safetensors", "steps": [True]}]},
@@ -115,7 +118,10 @@ def test_a_folder_of_images_needs_no_more():
         ({"steps": 0}, "rivals.four.steps must be at least 1, got 0"),
         ({"shift": 0}, "rivals.four.shift must be at least 0.01, got 0"),
         ({"shift": "three"}, "rivals.four.shift must be a number or null, got 'three'"),
-        ({"terminal": 1}, "rivals.four.terminal must be null, or above 0 and below 1, or absent for the teacher's, got"),
+        (
+            {"terminal": 1},
+            "rivals.four.terminal must be null, or above 0 and below 1, or absent for the teacher's, got",
+        ),
         ({"terminal": 0.02, "steps": 1}, "rivals.four.terminal must be null for a single step, got 0.02"),
         ({"sampler": "heun"}, "rivals.four.sampler must be euler or renoise, got 'heun'"),
         ({"true_cfg_scale": 0.5}, "rivals.four.true_cfg_scale must be at least 1, got 0.5"),

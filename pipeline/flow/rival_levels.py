@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.flow.schedule import Schedule, base_levels
 
+
 def rival_levels(
     teacher: Schedule,
     steps: int,

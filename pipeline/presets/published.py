@@ -46,7 +46,9 @@ def add(preset: str, wanted: Sequence[str], path: str | Path = "params.yaml") ->
     lines[row] = re.sub(rf"^({SECTION}\s*:\s*)\{{\s*\}}", r"\1  ", lines[row]).rstrip()
     block = all(any(line.startswith(f"  {name}:") for line in lines[row:]) for name in there)
     if not block or not re.fullmatch(rf"{SECTION}\s*:(\s+#.*)?", lines[row]):
-        raise ValueError(f"{SECTION} of {path} must be {{}} or a block of lines, indented by 2, for a preset to add to it")
+        raise ValueError(
+            f"{SECTION} of {path} must be {{}} or a block of lines, indented by 2, for a preset to add to it"
+        )
     lines[row + 1 : row + 1] = [line for name in new for line in _entry(preset, name)]
     with atomic_file(path) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
