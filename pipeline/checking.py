@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import adapters, backbones, names, objectives, params, partition, prompts
+from pipeline import adapters, backbones, names, objectives, params, partition, prompts, rival_params
 from pipeline.backbones import fusing
 from pipeline.backbones.base import Backbone
-from pipeline.evaluation import recipes
+from pipeline.evaluation import published, recipes
 from pipeline.faults import Faults, WrongValue, refusals, require_all
 from pipeline.flow.schedule import Schedule
 from pipeline.flow.solvers import TRAINABLE
@@ -121,6 +121,17 @@ def _swaps(values: Params, teacher: _Teacher) -> None:
     require_all(partial(recipes.check_swaps, [name]) for name in values.evaluation.swaps)
 
 
+def _rivals(values: Params, teacher: _Teacher) -> None:
+    every = rival_params.published(values.rivals, values.teacher.hub)
+    require_all(
+        (
+            *(partial(published.check_name, name) for name in values.rivals),
+            *(lambda n=name: published.arm(n, every[n], teacher.schedule) for name in every),
+            *(lambda f=file: published.read(f, 1.0, teacher.backbone) for file, _ in published.files(every).values()),
+        )
+    )
+
+
 def _recorded_prompts(values: Params, teacher: _Teacher) -> None:
     settings = values.trajectories
     prompts.load_prompts(settings.prompts_file, settings.prompts, "train", settings.seed, "trajectories")
@@ -191,5 +202,6 @@ CHECKS: tuple[Callable[[Params, _Teacher], None], ...] = (
     _free,
     _swaps,
     _evaluated_prompts,
+    _rivals,
 )
 """In the order of params.yaml. Every check runs, whatever the others refuse."""

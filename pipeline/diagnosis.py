@@ -110,7 +110,8 @@ def teacher() -> Finding:
         )
         return Finding(False, f"{path} is missing", fix)
 
-    for lora in styles.missing(settings.loras):
+    rivals = [file for rival in loaded.published.values() for file in rival.files]
+    for lora in styles.missing([*settings.loras, *rivals]):
         return Finding(False, f"{lora.path} is missing", lora.how_to_get)
 
     from pipeline import backbones

@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, field, fields
 from functools import partial
 from typing import Any, get_type_hints
@@ -19,6 +19,7 @@ TYPE_NAMES = {
     int: "an integer",
     float: "a number",
     str: "a text",
+    float | None: "a number or null",
     str | None: "a text or null",
     tuple[str, ...]: "a list of texts",
     tuple[Lora, ...]: "a list of texts",
@@ -35,12 +36,18 @@ def text(pattern: str, rule: str) -> Any:
     return field(metadata={"pattern": pattern, "rule": rule})
 
 
+def parsed(read: Callable[[str, Any], Any]) -> Any:
+    """The field of a section whose value `read(key, value)` checks and turns into the field's type."""
+    return field(metadata={"read": read})
+
+
 def check_section(name: str, cls: type, content: Any) -> tuple[Any, list[str]]:
     """A section as its dataclass, and one sentence per fault.
 
     Args:
         name: The section's name.
-        cls: The dataclass. Each field has a type; a field made by `number` or `text` has a range or pattern too.
+        cls: The dataclass. Each field has a type; a field made by `number` or `text` has a range or pattern too, one
+            made by `parsed` a function of its own.
         content: The section as the file has it.
 
     Returns:
@@ -74,12 +81,15 @@ def wrong_keys(where: str, known: dict[str, Any], content: Any) -> list[str]:
 
 def _value(key: str, rules: Mapping[str, Any], wanted: Any, value: Any) -> Any:
     """`value` as the wanted type, in range."""
+    if "read" in rules:
+        return rules["read"](key, value)
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
     fits = {
         bool: isinstance(value, bool),
         int: numeric and isinstance(value, int),
         float: numeric and abs(value) <= sys.float_info.max,  # refuses nan and inf
+        float | None: value is None or numeric and abs(value) <= sys.float_info.max,
         str: isinstance(value, str),
         str | None: value is None or isinstance(value, str) and value != "",
         tuple[str, ...]: texts,
@@ -87,6 +97,8 @@ def _value(key: str, rules: Mapping[str, Any], wanted: Any, value: Any) -> Any:
     }
     if not fits[wanted]:
         raise ValueError(f"{key} must be {TYPE_NAMES[wanted]}, got {_shown(value)}")
+    if value is None:
+        return None
     least, above, most = (rules.get(rule) for rule in ("at_least", "above", "at_most"))
     if most is None and wanted is int:
         most = LARGEST
@@ -96,11 +108,13 @@ def _value(key: str, rules: Mapping[str, Any], wanted: Any, value: Any) -> Any:
         raise ValueError(f"{key} must be above {above}, got {_shown(value)}")
     if most is not None and value > most:
         raise ValueError(f"{key} must be at most {most}, got {_shown(value)}")
-    if value is not None and "pattern" in rules and not re.fullmatch(rules["pattern"], value):
+    if "pattern" in rules and not re.fullmatch(rules["pattern"], value):
         raise ValueError(f"{key} must {rules['rule']}, got {value!r}")
     if wanted == tuple[Lora, ...]:
         return _loras(value)
-    return tuple(value) if wanted == tuple[str, ...] else wanted(value) if wanted in (int, float) else value
+    if wanted in (int, float, float | None):
+        return int(value) if wanted is int else float(value)
+    return tuple(value) if wanted == tuple[str, ...] else value
 
 
 def _loras(texts: list[str]) -> tuple[Lora, ...]:

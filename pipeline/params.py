@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from pipeline import rival_params
 from pipeline.artifacts import read_text
 from pipeline.faults import Faults, RightValues, refusals
 from pipeline.param_checks import check_section, number, text, wrong_keys
@@ -181,8 +183,19 @@ class Params:
     official: OfficialParams
     student: StudentParams
     evaluation: EvaluationParams
+    rivals: Mapping[str, Any]
+    """As the file has them; `rival_params` gives them as dataclasses."""
     register: RegisterParams
     runtime: RuntimeParams
+
+    @property
+    def published(self) -> dict[str, rival_params.Published]:
+        """The published rivals of the teacher, by name."""
+        return rival_params.published(self.rivals, self.teacher.hub)
+
+
+OF_ENTRIES = {"rivals": rival_params.check}
+"""Sections whose keys are names of one's own."""
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -228,7 +241,8 @@ def sift(content: Any) -> tuple[Params, list[str]]:
     found, values = wrong_keys("params.yaml", sections, content), {}
     for name, cls in sections.items():
         if isinstance(content, dict) and name in content:
-            values[name], wrong = check_section(name, cls, content[name])
+            check = OF_ENTRIES.get(name) or partial(check_section, name, cls)
+            values[name], wrong = check(content[name])
             found += wrong
     params = cast(Params, RightValues(values)) if found else Params(**values)
     return params, found + refusals([partial(check_steps, params)])

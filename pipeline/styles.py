@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pipeline.artifacts import file_digest
 from pipeline.names import meant_path
@@ -31,17 +32,21 @@ class Lora:
     weight: float = 1.0
     sha256: str | None = None
 
+    key: ClassVar[str] = "teacher.loras"
+    folder: ClassVar[Path] = FOLDER
+    rule: ClassVar[str] = RULE
+
     def __post_init__(self) -> None:
         inside = not {"", ".", ".."} & set(self.file.split("/")) and "\\" not in self.file
         if not inside or not self.file.endswith(".safetensors"):
-            raise ValueError(f"{RULE}, got {self.file!r}")
+            raise ValueError(f"{self.rule}, got {self.file!r}")
         if not math.isfinite(self.weight):
-            raise ValueError(f"{RULE}, WEIGHT a finite number, got {self.weight}")
+            raise ValueError(f"{self.rule}, WEIGHT a finite number, got {self.weight}")
 
     @property
     def path(self) -> Path:
         """The path of the file."""
-        return FOLDER / self.file
+        return self.folder / self.file
 
     @property
     def hub(self) -> re.Match | None:
@@ -52,7 +57,7 @@ class Lora:
     def how_to_get(self) -> str:
         """How to get the file, as the end of a message."""
         if self.hub:
-            return f"run `glance fetch`, which gets what teacher.loras lists, or copy it to {self.path} yourself"
+            return f"run `glance fetch`, which gets what {self.key} lists, or copy it to {self.path} yourself"
         return f"copy it to {self.path}; a hub's file is written owner/name@revision/FILE"
 
     def require(self) -> None:
@@ -71,6 +76,19 @@ class Lora:
         if self.sha256 is not None and digest != f"sha256:{self.sha256}":
             raise ValueError(f"{self.path} must have the sha256 {self.sha256}, got {digest.removeprefix('sha256:')}")
         return digest
+
+
+@dataclass(frozen=True)
+class RivalFile(Lora):
+    """One LoRA file of a published rival: another folder, so that a new rival makes no recording of the teacher stale.
+
+    Raises:
+        ValueError: The file is no path of a safetensors file under its folder.
+    """
+
+    key: ClassVar[str] = "rivals"
+    folder: ClassVar[Path] = Path("rivals")  # a dependency in dvc.yaml
+    rule: ClassVar[str] = "weights must be FILE.safetensors under rivals/, or the hub's owner/name@revision/FILE"
 
 
 def parse(text: str) -> Lora:

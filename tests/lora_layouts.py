@@ -117,6 +117,11 @@ LAYOUTS = {
     "peft with the adapter's name": Layout(ALL, "base_model.model.", DEFAULT, alpha="folder"),
     "DiffSynth": Layout(ALL, "", DEFAULT, stock=BOTH),
     "Lightning": Layout(ALL, "", DOWN_UP, alpha="tensors", stock=BOTH),
+    "peft without configuration": Layout(ALL, "base_model.model.", A_B),
+    "bare names": Layout(ALL, "", A_B),  # stock: nothing is loaded
+    "bare names, kohya halves": Layout(ALL, "", DOWN_UP),  # stock: nothing is loaded
+    "bare names with alpha": Layout(ALL, "", A_B, alpha="tensors", stock=BOTH),
+    "diffusers with alpha": Layout(ALL, "transformer.", A_B, alpha="tensors"),  # stock: refused
     "ai-toolkit": Layout(("qwen_image", "z_image"), "diffusion_model.", A_B, stock=BOTH),
     "OneTrainer": Layout(ALL, "lora_transformer_", DOWN_UP, flat=True, alpha="tensors"),
     "musubi": Layout(("qwen_image", "z_image"), "lora_unet_", DOWN_UP, flat=True, alpha="tensors", stock=BOTH),

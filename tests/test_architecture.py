@@ -17,7 +17,7 @@ LEVELS = [  # from the top down: what stands in a row may import what stands in 
     "recording",
     "presets console partition",
     "params families",
-    "backbones",
+    "backbones rival_params",
     "adapters objectives param_checks",
     "flow image_archives image_files leftovers prompts rwlock styles",
     "artifacts faults names out_of_memory progress scenes",

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline import artifacts, image_files, params
 from pipeline.benchmarking import arms, collect, evalscope, external, generate, manifest, page, places, prepare, score
@@ -25,6 +27,7 @@ from pipeline.evaluation.benchmarks.official import Distance
 from pipeline.evaluation.benchmarks.selftest import SELFTEST
 from pipeline.evaluation.sampler import Sampler
 from tests.evaluation_case import make_artifacts, no_progress, small_params
+from tests.test_rival_params import LIGHTNING
 
 ROOT = Path(__file__).parent.parent
 ARMS = ("teacher", "base_guided", "student")
@@ -195,7 +198,7 @@ def test_a_part_that_is_none_is_refused(text):
 
 def given(settings, folder):
     """An arm whose images were made elsewhere."""
-    return arms.find(["theirs"], None, replace(settings, folders={"theirs": folder}))[0]
+    return arms.find(["theirs"], small_params(), replace(settings, folders={"theirs": folder}))[0]
 
 
 def elsewhere(settings, folder, suffix=".png"):
@@ -216,6 +219,51 @@ def test_images_made_elsewhere_are_an_arm(known, settings, tmp_path):
     score.score(SELFTEST, ["teacher", "theirs"], settings, "cpu", no_progress)
     rows = collect.collect(["selftest"], settings, "")[0].rows
     assert [row.arm for row in rows] == ["teacher", "theirs"] and rows[1].nfe is None
+
+
+LORA = LIGHTNING | {"weights": "one.safetensors", "steps": 2}
+
+
+def test_the_rivals_of_the_project_are_arms_too(settings, tmp_path):
+    """A folder is taken as it is; of the published weights, only those that are asked for are read."""
+    elsewhere(settings, tmp_path / "pi_flow")
+    module = "transformer.transformer_blocks.0.attn.to_q"
+    halves = {f"{module}.lora_A.weight": torch.ones(2, 32), f"{module}.lora_B.weight": torch.ones(32, 2)}
+    (tmp_path / "rivals").mkdir()
+    save_file(halves, tmp_path / "rivals" / "one.safetensors")
+    missing = LORA | {"weights": "missing.safetensors"}
+    rivals = {"two_steps": LORA, "pi_flow": {"images": str(tmp_path / "pi_flow")}, "missing": missing}
+    values = replace(small_params(), rivals=rivals)
+    made, taken = arms.find(["two_steps", "pi_flow"], values, settings)
+    assert (made.arm.title, made.arm.nfe, made.arm.plan.sigmas[0]) == ("Two steps", 2, 1)
+    found = generate.generate(SELFTEST, made, settings, no_progress)
+    assert (found.arm, found.steps, len(found.images)) == ("two_steps", 2, 16)
+    assert len(generate.generate(SELFTEST, taken, settings, no_progress).images) == 16
+    (tmp_path / "pi_flow" / "00003_1.png").unlink()
+    with pytest.raises(
+        ValueError, match="rivals.pi_flow.images must hold an image 00003_1.png for each prompt of self"
+    ):
+        generate.generate(SELFTEST, taken, settings, no_progress)
+    with pytest.raises(
+        ValueError, match="the LoRA rivals/missing.safetensors is missing: copy it to rivals/missing.sa"
+    ):
+        arms.find(["missing"], values, settings)
+    shutil.rmtree(tmp_path / "pi_flow")
+    with pytest.raises(ValueError, match="rivals.pi_flow.images must be a folder of images, got .*pi_flow"):
+        arms.find(["pi_flow"], values, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("student", "rivals must have names that no other arm has, got student"),
+        ("theirs", "rivals must have names that bundles and folders lack, got theirs"),
+    ],
+)
+def test_a_rival_with_the_name_of_another_arm_is_refused(settings, tmp_path, name, message):
+    values = replace(small_params(), rivals={name: LORA})
+    with pytest.raises(ValueError, match=message):
+        arms.find(["teacher"], values, replace(settings, folders={"theirs": tmp_path}))
 
 
 def test_images_made_elsewhere_must_be_whole_and_alike(settings, tmp_path):

@@ -17,6 +17,7 @@ from pipeline.training.rivals import RIVALS
 from stages import check
 from tests.bad_bases import BASES, spoil
 from tests.test_params import SHIPPED
+from tests.test_rival_params import LIGHTNING
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 
 
@@ -30,7 +31,7 @@ def here(tmp_path, monkeypatch, teacher):
     """A project's folder with the shipped parameters and a tiny teacher."""
     shutil.copy(SHIPPED, tmp_path)
     shutil.copytree(teacher, tmp_path / "artifacts" / "teacher")
-    for folder in ("loras", "prompts"):
+    for folder in ("loras", "prompts", "rivals"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -166,6 +167,41 @@ def test_loras_are_read_and_held_against_the_transformer(here):
     assert found[0].startswith("loras/foreign.safetensors was trained for another base: transformer.transformer_blocks")
     assert found[1].startswith("loras/page.safetensors is no safetensors file")
     assert found[2].endswith("; did you mean loras/own.safetensors?")
+
+
+def test_rivals_are_read_and_held_against_the_transformer(here):
+    module = "transformer_blocks.0.attn.to_q"
+    fitting = {f"{module}.lora_down.weight": torch.zeros(2, 32), f"{module}.lora_up.weight": torch.zeros(32, 2)}
+    save_file(fitting, here / "rivals" / "own.safetensors")
+    save_file({**fitting, f"{module}.lora_down.weight": torch.zeros(2, 64)}, here / "rivals" / "foreign.safetensors")
+    names = {"own": "own", "foreign": "foreign", "typo": "onw", "student": "own"}
+    entries = {name: LIGHTNING | {"weights": f"{file}.safetensors"} for name, file in names.items()}
+    assert rival_faults({"own": entries["own"], "pi_flow": {"images": "not/looked/up"}}) == []
+    assert rival_faults(entries) == [
+        "rivals must have names that no other arm has, got student",
+        f"rivals/foreign.safetensors was trained for another base: {module} must be (32, 32) as in the transformer of"
+        " artifacts/teacher, got (32, 64)",
+        "the LoRA rivals/onw.safetensors is missing: copy it to rivals/onw.safetensors; a hub's file is written"
+        " owner/name@revision/FILE; did you mean rivals/own.safetensors?",
+    ]
+    other = {"foreign": entries["foreign"] | {"base": "some/other"}}
+    assert rival_faults(other, teacher__hub="own/base@main") == [], "an entry for another base is not read"
+    wrong = rival_faults({"own": LIGHTNING | {"steps": 0}}, partition__slow_steps=0)
+    assert [sentence.split()[0] for sentence in wrong] == ["partition.slow_steps", "rivals.own.steps"]
+
+
+def rival_faults(entries, **values):
+    """What is wrong with params.yaml once it has these rivals."""
+    change(**values)
+    content = YAML().load(open("params.yaml"))
+    content["rivals"] = entries
+    with open("params.yaml", "w") as file:
+        YAML().dump(content, file)
+    try:
+        checking.load()
+    except Faults as error:
+        return list(error.sentences)
+    return []
 
 
 @pytest.mark.parametrize("make", [make_tiny_qwen_image, make_tiny_z_image])

@@ -27,7 +27,7 @@ def measured():
 
 
 def test_every_number_of_an_arm_is_a_column(measured):
-    shown = [ShownArm(name, 4, 4) for name in measured]
+    shown = [ShownArm(name, 4, 4, name, "?") for name in measured]
     rows = tables.arm_rows(shown, measured, resamples=100, seed=0)
     keys = {key for column in SCENES.columns for key in column.keys}
     for row in rows.values():
@@ -90,6 +90,6 @@ def gap(value):
 def test_a_verdict_counts_the_columns_that_are_compared_and_measured(psnr, distance, outcome, words):
     rows = {name: {"nfe": 8, "fd_scenes": 1.0} for name in verdicts.RIVALS} | {"student": {"fd_scenes": distance}}
     metrics = {"arms": rows, "comparisons": {name: {"psnr": gap(psnr)} for name in verdicts.RIVALS}}
-    shown = [ShownArm(recipe.name, 8, 8) for recipe in recipes.recipes()]
+    shown = [ShownArm(recipe.name, 8, 8, recipe.title, recipe.question) for recipe in recipes.recipes()]
     for found, sentence in verdicts.verdicts(metrics, shown):
         assert found == outcome and sentence.endswith(f"(8 forwards): {words}")

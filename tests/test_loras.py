@@ -28,8 +28,9 @@ from pipeline.bundle.manifest import Bundle
 from pipeline.bundle.write import bundle as write_bundle
 from pipeline.cli import main
 from pipeline.partition import PHASES, compute
-from pipeline.styles import Lora
+from pipeline.styles import Lora, RivalFile
 from tests.recorded import ROOT, small_params
+from tests.test_rival_params import LIGHTNING
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
 
 MODULE = {
@@ -348,6 +349,24 @@ def test_fetch_gets_the_hubs_loras_beside_a_teacher_that_is_there(fetching, here
         hub.fetch_lora(Lora(HUB))
     with pytest.raises(ValueError, match="teacher.loras must name owner/name@revision/FILE to fetch it, got own.safe"):
         hub.fetch_lora(Lora("own.safetensors"))
+
+
+def test_fetch_gets_the_rivals_that_params_yaml_names(fetching, here):
+    content = YAML(typ="safe", pure=True).load(here / "params.yaml")
+    entry = LIGHTNING | {"weights": HUB, "steps": 2}
+    experts = [{"weights": HUB, "steps": [0]}, {"weights": "own.safetensors", "steps": [1]}]
+    other = entry | {"weights": "other/base@main/x.safetensors", "base": "other/base"}
+    content["rivals"] = {"one": entry, "two": entry | {"weights": experts}, "other": other}
+    content["teacher"] |= {"loras": [], "hub": "own/base@main"}
+    YAML().dump(content, here / "params.yaml")
+    done = glance("fetch")
+    assert done.exit_code == 0 and done.output == f"rivals/{HUB}\n"
+    assert (here / "rivals" / HUB).read_bytes() == b"weights" and not (here / "loras").exists()
+    assert fetching == [("someone/shade", "deep/shade.safetensors", "main")]
+    with pytest.raises(ValueError, match="rivals must name owner/name@revision/FILE to fetch it, got own.safetensors"):
+        hub.fetch_lora(RivalFile("own.safetensors"))
+    finding = diagnosis.teacher()
+    assert not finding.ok and finding.text == "rivals/own.safetensors is missing"
 
 
 @pytest.mark.parametrize(

@@ -56,12 +56,12 @@ def fetch_lora(lora: Lora) -> Path:
         ValueError: The file is there already, or the hub refuses or does not answer; the message says what to do.
     """
     if lora.hub is None:
-        raise ValueError(f"teacher.loras must name owner/name@revision/FILE to fetch it, got {lora.file}")
+        raise ValueError(f"{lora.key} must name owner/name@revision/FILE to fetch it, got {lora.file}")
     if lora.path.exists():
         raise ValueError(f"{lora.path} is there already; remove it to fetch it anew")
     repository, revision, filename = lora.hub["repository"], lora.hub["revision"], lora.hub["filename"]
     scratch = SCRATCH / digest_of(lora.file)
-    with _refusals("teacher.loras", repository, revision, lora.path):
+    with _refusals(lora.key, repository, revision, lora.path):
         file = Path(hf_hub_download(repository, filename, revision=revision, local_dir=scratch))
     lora.path.parent.mkdir(parents=True, exist_ok=True)
     file.replace(lora.path)

@@ -198,7 +198,7 @@ def _take(
             sizes[image.shape[:2]] = file
             if len(sizes) > 1:
                 shown = " and ".join(f"{width} x {height} ({at})" for (height, width), at in sizes.items())
-                raise ValueError(f"folders.{arm.name} must hold images of one size, got {shown}")
+                raise ValueError(f"{arm.key} must hold images of one size, got {shown}")
             image_files.save(image, folder / name)
             bar.update()
     height, width = next(iter(sizes))
@@ -228,7 +228,7 @@ def _found(benchmark: OfficialBenchmark, arm: Given, index: int, number: int) ->
         if (file := arm.folder / f"{stem}{suffix}").is_file():
             return file
     raise ValueError(
-        f"folders.{arm.name} must hold an image {stem}.png for each prompt of {benchmark.name}"
+        f"{arm.key} must hold an image {stem}.png for each prompt of {benchmark.name}"
         f" ({benchmark.seeds} each), got {arm.folder} without it"
     )
 

@@ -20,6 +20,7 @@ class Arm:
         question: What comparing it with the teacher or the student answers.
         plan: The noise levels, and the adapter of each step.
         true_cfg_scale: 1 is off.
+        guidance_scale: Embedded guidance; None = the teacher's.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Arm:
     question: str
     plan: StepPlan
     true_cfg_scale: float
+    guidance_scale: float | None = None
 
     @property
     def steps(self) -> int:
@@ -48,28 +50,21 @@ class Arm:
         each = tuple(evaluations((mode,), 1, self.true_cfg_scale) for mode in modes)
         return each, tuple(places.get(name) for name in self.plan.adapters)
 
+    @property
+    def shown(self) -> ShownArm:
+        """What scores, tables and the report need of the arm."""
+        return ShownArm(self.name, self.steps, self.nfe, self.title, self.question)
+
 
 @dataclass(frozen=True)
 class ShownArm:
-    """An arm as scores, tables and the report show it; the title and the question are those of the arm's recipe."""
+    """An arm as scores, tables and the report show it."""
 
     name: str
     steps: int
     nfe: int
-
-    @property
-    def title(self) -> str:
-        """The arm in a few words."""
-        return self._recipe.title
-
-    @property
-    def question(self) -> str:
-        """What comparing it with the teacher or the student answers."""
-        return self._recipe.question
-
-    @property
-    def _recipe(self) -> Recipe:
-        return next(recipe for recipe in recipes() if recipe.name == self.name)
+    title: str
+    question: str
 
 
 def build(conditions: Conditions) -> list[Arm]:

@@ -15,7 +15,6 @@ import numpy as np
 
 from pipeline import artifacts, image_archives
 from pipeline.evaluation.arms import Arm, ShownArm
-from pipeline.evaluation.recipes import titles
 from pipeline.evaluation.samples import Draws, Shard
 from pipeline.flow.schedule import Schedule
 
@@ -106,9 +105,6 @@ class ImageSet:
             if content["version"] != VERSION:
                 raise ValueError(f"version must be {VERSION}, got {content['version']}")
             shown = [ShownArm(**arm) for arm in content["arms"]]
-            for arm in shown:
-                if arm.name not in titles():
-                    raise ValueError(f"there is no arm {arm.name}")
             shards = {kind: [_shard(entry) for entry in content[kind]] for kind in ("prompts", "seeds")}
             draws = Draws(**shards, seeds_per_prompt=content["seeds_per_prompt"])
             origin = Origin(**content["origin"] | {"schedule": Schedule(**content["origin"]["schedule"])})
@@ -121,7 +117,7 @@ def index(arms: Sequence[Arm], draws: Draws, height: int, width: int, origin: Or
     """The content of index.json."""
     return {
         "version": VERSION,
-        "arms": [asdict(ShownArm(arm.name, arm.steps, arm.nfe)) for arm in arms],
+        "arms": [asdict(arm.shown) for arm in arms],
         "height": height,
         "width": width,
         "seeds_per_prompt": draws.seeds_per_prompt,

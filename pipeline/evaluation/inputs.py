@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import adapters, artifacts, backbones, styles
 from pipeline.backbones.base import Backbone
 from pipeline.bundle.manifest import MANIFEST, Bundle, bundle_digest
-from pipeline.evaluation import arms, recipes
+from pipeline.evaluation import arms, published, recipes
 from pipeline.evaluation.arms import Arm
 from pipeline.evaluation.sampler import Sampler
 from pipeline.evaluation.weights import ArmWeights
@@ -89,7 +89,7 @@ class Inputs:
         arms: The compared arms.
         schedule: Base levels to sigmas, at the evaluated resolution.
         states: Every adapter with folded scale, by name.
-        adapter_digests: Digest of each adapter's file.
+        adapter_digests: Digest of each adapter's file, with the scale of a published one.
         teacher_digest: Digest of the transformer and of the LoRAs fused into it.
         bundle_digest: Digest of the bundle.
         origin: What an image of the bare backbone depends on, besides noise levels, prompt and seed.
@@ -128,11 +128,11 @@ class Inputs:
 
 
 def read(params: Params, source: Source) -> Inputs:
-    """Reads a pair, its controls, the prompts, and the teacher's configuration without its weights.
+    """Reads a pair, its controls, the published rivals, the prompts, and the teacher's configuration without weights.
 
     Raises:
         ValueError: If an artifact is missing or broken, the bundle was made for another teacher or for other settings
-            of the teacher, or the prompts are missing or too few.
+            of the teacher, the prompts are missing or too few, or a rival's file is missing or no LoRA of the teacher.
     """
     bundle, teacher, settings = Bundle.load(source.bundle), params.teacher, params.evaluation
     teacher_digest = backbones.digest(teacher.path, teacher.loras)
@@ -151,6 +151,10 @@ def read(params: Params, source: Source) -> Inputs:
             if name not in states:
                 states[name] = adapters.read(_control(name))[0]
                 files[name] = _control(name) / adapters.WEIGHTS
+    digests = {name: artifacts.file_digest(file) for name, file in files.items()}
+    for name, (lora, scale) in published.files(params.published).items():
+        states[name], files[name] = published.read(lora, scale, frame), lora.path
+        digests[name] = f"{lora.digest()} x {scale:g}"
     conditions = recipes.Conditions(
         schedule=frame.schedule(teacher.height, teacher.width),
         teacher_steps=teacher.steps,
@@ -173,10 +177,13 @@ def read(params: Params, source: Source) -> Inputs:
         params,
         bundle,
         prompts,
-        arms.build(conditions),
+        [
+            *arms.build(conditions),
+            *(published.arm(name, rival, conditions.schedule) for name, rival in params.published.items()),
+        ],
         conditions.schedule,
         states,
-        {name: artifacts.file_digest(file) for name, file in files.items()},
+        digests,
         teacher_digest,
         bundle_digest(bundle.folder),
         _origin(params),

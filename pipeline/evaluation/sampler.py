@@ -50,7 +50,7 @@ class Sampler:
             height: Pixels.
             width: Pixels.
             max_sequence_length: Text tokens per prompt.
-            guidance_scale: Embedded guidance.
+            guidance_scale: Embedded guidance of the arms that have none of their own.
             negative_prompt: What guided arms steer away from.
         """
         self.backbone = backbone
@@ -102,7 +102,7 @@ class Sampler:
                 self.backbone,
                 prompted.positive,
                 prompted.negative,
-                guidance_scale=self.guidance_scale,
+                guidance_scale=self.guidance_scale if arm.guidance_scale is None else arm.guidance_scale,
                 true_cfg_scale=arm.true_cfg_scale,
                 grid=self.grid,
             )

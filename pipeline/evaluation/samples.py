@@ -112,6 +112,7 @@ def depends_on(arm: Arm, origin: Mapping, adapter_digests: Mapping[str, str]) ->
         "guidance": arm.plan.guidance,
         "adapters": [adapter_digests[name] if name else None for name in arm.plan.adapters],
         "true_cfg_scale": arm.true_cfg_scale,
+        "guidance_scale": arm.guidance_scale,
     }
 
 
