@@ -10,9 +10,9 @@ from tests.test_dvc import ROOT, imported
 LEVELS = [  # from the top down: what stands in a row may import what stands in the rows below it
     "cli",
     "diagnosis",
-    "ablations benchmarking checking",
+    "ablations benchmarking checking shipping",
     "registry",
-    "evaluation memory shipping",
+    "evaluation memory",
     "bundle training",
     "recording",
     "presets console partition",
