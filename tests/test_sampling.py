@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from pipeline.flow.guidance import SteeredGuidance, true_cfg
 from pipeline.flow.sampling import StepPlan, euler, euler_states, fixed_plan, sample_plan
 from pipeline.flow.schedule import Schedule, base_levels
 from pipeline.partition import compute, two_phase_plan
@@ -127,3 +128,33 @@ def test_a_plan_needs_one_adapter_and_one_move_per_step():
         StepPlan(sigmas_of(2), ("slow",))
     with pytest.raises(ValueError, match="a plan of 2 steps needs as many moves, got 3"):
         StepPlan(sigmas_of(2), (None, None), torch.zeros(3))
+
+
+def test_a_plan_refuses_what_it_cannot_follow():
+    with pytest.raises(ValueError, match="a plan of 2 steps needs as many modes of guidance, got 1"):
+        fixed_plan(sigmas_of(2), guidance=("asked",))
+    with pytest.raises(ValueError, match="guidance must be one of asked, off, reused, got 'sometimes'"):
+        fixed_plan(sigmas_of(2), guidance=("asked", "sometimes"))
+    with pytest.raises(ValueError, match="solver must be one of euler, ab2, dpm2m, renoise, got 'heun'"):
+        fixed_plan(sigmas_of(2), solver="heun")
+    with pytest.raises(ValueError, match="a plan with moves of its own needs the solver euler, got ab2"):
+        fixed_plan(sigmas_of(2), moves=torch.tensor([-0.75, -0.5]), solver="ab2")
+
+
+def test_a_run_refuses_a_plan_that_needs_guidance_or_noise_that_it_has_not(ends):
+    with pytest.raises(ValueError, match="a plan with modes of guidance needs a guided velocity, got one without"):
+        sample_plan(lambda x, sigma: x, ends[0], fixed_plan(sigmas_of(1), guidance=("off",)), lambda adapter: None)
+    with pytest.raises(ValueError, match="the solver renoise needs fresh noise, got none"):
+        sample_plan(lambda x, sigma: x, ends[0], fixed_plan(sigmas_of(2), solver="renoise"), lambda adapter: None)
+
+
+def test_each_step_gets_its_guidance_as_the_plan_says(ends):
+    """Guidance of scale 3 around v = 1 and v_uncond = 0: 3 where asked, 1 where off, 1 + 2 where reused."""
+
+    def one(x, sigma):
+        return torch.ones_like(x)
+
+    steered = SteeredGuidance(one, lambda cond: true_cfg(cond, lambda x, sigma: torch.zeros_like(x), 3.0))
+    plan = fixed_plan(torch.tensor([1.0, 0.5, 0.2, 0.0], dtype=torch.float64), guidance=("asked", "off", "reused"))
+    x = sample_plan(steered, ends[0], plan, lambda adapter: None)
+    torch.testing.assert_close(ends[0] - x, torch.full_like(x, 3 * 0.5 + 1 * 0.3 + 3 * 0.2))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,26 @@ def test_losses_and_adapters_are_bitwise_those_of_the_formulas(recorded, objecti
     assert [next(records).loss for _ in range(steps)] == losses
     trained = adapters.parameters(backbone.transformer, job.name)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(trained, parameters, strict=True))
+
+
+@pytest.mark.parametrize("phase", ["slow", "fast"])
+def test_the_targets_of_an_ab2_student_are_those_of_its_steps_before(recorded, phase):
+    """v_0 = s_0, then v_i = (s_i + b_i v_(i-1)) / (1 + b_i), b_i = h_i / (2 h_(i-1)), also across the handoff."""
+    params, data = recorded.params, recorded.loaded()
+    job = jobs.of_phase(replace(params, student=replace(params.student, solver="ab2")), data, phase)
+    path = [pair[0] for one in ("slow", "fast") for pair in data.steps(one)[0]] + [data.trajectories.steps]
+    ids = list(range(len(data.trajectories)))
+    states, sigmas = data.trajectories.states(ids, path), data.trajectories.sigmas[path].tolist()
+    expected, h = [], [after - start for start, after in pairwise(sigmas)]
+    for i in range(len(path) - 1):
+        secant = (states[:, i + 1] - states[:, i]) / h[i]
+        b = h[i] / (2 * h[i - 1]) if i else 0.0
+        expected.append((secant + b * expected[-1]) / (1 + b) if i else secant)
+    batch = batches.draw(data.trajectories, job, regression.TRAJECTORY, 0)
+    chosen = batches.items(len(ids) * len(job.steps), job.settings.batch, job.settings.seed, 0)
+    for row, item in enumerate(chosen.tolist()):
+        trajectory, step = item % len(ids), path.index(job.steps[item // len(ids)][0])
+        torch.testing.assert_close(batch.sample.target[row], expected[step][trajectory], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -99,4 +99,4 @@ def _targets(recorded: Trajectories, job: Job, ids: Tensor, starts: Tensor) -> T
     """The velocities with which the job's solver follows the recorded path, at each row's step, (B, T, C)."""
     path = torch.tensor(job.path)
     velocities = TRAINABLE[job.solver](recorded.states(ids, path).float(), recorded.sigmas[path])
-    return velocities[torch.arange(len(ids)), torch.searchsorted(path, starts)]
+    return velocities[torch.arange(len(ids)), torch.searchsorted(path, starts.contiguous())]
