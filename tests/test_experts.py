@@ -168,6 +168,18 @@ def test_the_models_card_runs(pair, bundles, count, monkeypatch):
     assert difference(images[0], np.asarray(scope["image"])) <= 1
 
 
+def test_the_lines_of_the_readme_take_any_number_of_adapters(pair, bundles, tmp_path, monkeypatch):
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "teacher").symlink_to(pair.recorded.teacher)
+    (tmp_path / "my-pair").symlink_to(bundles[3].folder)
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    scope = {}
+    exec(code, scope)
+    images = generate(pair.recorded.backbone(backbones.PARTS), bundles[3], ["a red star"], [7])
+    assert difference(images[0], np.asarray(scope["image"])) <= 1
+
+
 def test_the_fused_format_has_a_transformer_per_phase(pair, bundles, tmp_path):
     bundle = bundles[3]
     export("fused", bundle.folder, tmp_path / "fused")

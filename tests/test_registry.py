@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import diagnosis, params
-from pipeline.bundle.manifest import bundle_digest
+from pipeline.bundle.manifest import Bundle, bundle_digest
 from pipeline.registry import benchmarks, connection
 from pipeline.registry.connection import connect
 from pipeline.registry.promoting import promote
@@ -292,6 +292,29 @@ def _flip(file):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
+
+
+def test_a_bundle_of_three_adapters_is_registered_promoted_and_pulled(project, tmp_path):
+    folder = write_bundle(
+        Path("artifacts/bundle"),
+        u=[1.0, 0.5, 0.25],
+        steps=[0, 2, 3],
+        phases=[
+            {"name": name, "file": f"{name}.safetensors", "steps": [step], "u": [u], "sigmas": sigmas}
+            for name, step, u, sigmas in (
+                ("slow", 0, 1.0, [1.0, 0.6]),
+                ("middle", 2, 0.5, [0.6, 0.3]),
+                ("fast", 3, 0.25, [0.3, 0.0]),
+            )
+        ],
+    )
+    shutil.copy(folder / "slow.safetensors", folder / "middle.safetensors")
+    write_evaluation(project, retention=0.97)
+    register(params.load())
+    promote(params.load())
+    pulled = Bundle.load(pull(f"models:/{NAME}@champion", tmp_path / "pulled"))
+    assert list(pulled.files) == ["slow", "middle", "fast"]
+    assert bundle_digest(pulled.folder) == bundle_digest(folder)
 
 
 @pytest.mark.parametrize("name", ["slow.safetensors", "glance.json", "README.md"])
