@@ -65,14 +65,14 @@ class SteeredGuidance:
                 raise ValueError("a step can reuse guidance only after a step that asked for it")
             v_cond, v_guided = self._last
             return self._cond(x, sigma) + (v_guided - v_cond)
-        v_cond: list[Tensor] = []
+        asked: list[Tensor] = []
 
         def remembering(x: Tensor, sigma: Tensor) -> Tensor:
-            v_cond.append(self._cond(x, sigma))
-            return v_cond[-1]
+            asked.append(self._cond(x, sigma))
+            return asked[-1]
 
         v = self._guide(remembering)(x, sigma)
-        self._last = v_cond[-1], v
+        self._last = asked[-1], v
         return v
 
 

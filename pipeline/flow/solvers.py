@@ -98,7 +98,8 @@ def ab2_velocities(states: Tensor, sigmas: Tensor) -> Tensor:
 
     Solved step by step: v_0 is the first secant s_0, then v_i = (s_i + b_i v_(i-1)) / (1 + b_i).
     """
-    found, h = [], sigmas.diff().tolist()
+    found: list[Tensor] = []
+    h = sigmas.diff().tolist()
     for i, secant in enumerate(secants(states, sigmas).unbind(1)):
         b = ab2_weight(h[i], h[i - 1]) if i else 0.0
         found.append((secant + b * found[-1]) / (1 + b) if i else secant)
