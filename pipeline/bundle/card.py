@@ -22,6 +22,7 @@ def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], *, imported: bo
         phases="".join(map(_row, phases)),
         names=json.dumps([phase["name"] for phase in phases for _ in phase["steps"]]),
         steps=len(manifest["steps"]),
+        solver=manifest["solver"],
         teacher_steps=manifest["teacher_steps"],
         teacher_scale=guidance["teacher_true_cfg_scale"],
         rank=manifest["rank"],
@@ -35,7 +36,14 @@ def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], *, imported: bo
         guided="".join(f"\n    {name}={value!r}," for name, value in guided.items()),
     )
     origin = (IMPORTED_TEXT if imported else TRAINED_TEXT).substitute(values)
-    return CARD_TEXT.substitute(values, origin=origin, use=USE_TEXTS[manifest["path"]].substitute(values))
+    return CARD_TEXT.substitute(values, origin=origin, use=_use(manifest).substitute(values))
+
+
+def _use(manifest: Mapping[str, Any]) -> Template:
+    """How the bundle is used: a stock pipeline takes Euler's steps from level to level, and no others."""
+    if manifest["path"] == "official":
+        return OFFICIAL_USE
+    return STOCK_USE if manifest["solver"] == "euler" else SOLVER_USE
 
 
 def license_of(card: Path) -> str:
@@ -93,8 +101,7 @@ $teacher_scale. The method follows "Glance: Accelerating Diffusion Models with 1
 )
 IMPORTED_TEXT = Template("Trained elsewhere and imported for this base; the source may say how.")
 
-USE_TEXTS = {
-    "consistent": Template("""With plain diffusers:
+STOCK_USE = Template("""With plain diffusers:
 
 ```python
 import torch
@@ -124,8 +131,9 @@ image = pipe(
     callback_on_step_end=hand_over,
 ).images[0]
 ```
-"""),
-    "official": Template("""With this project's command, in this folder, where `$base` is the base model's folder:
+""")
+
+OFFICIAL_USE = Template("""With this project's command, in this folder, where `$base` is the base model's folder:
 
 ```sh
 glance generate "a red star" --bundle . --teacher $base
@@ -133,5 +141,14 @@ glance generate "a red star" --bundle . --teacher $base
 
 The pair runs on the path of the official Glance code: in each step the model is told one noise level while the latents
 move along another grid. A stock pipeline does not do that; with `sigmas=` it gives other images.
-"""),
-}  # by `path` of the manifest
+""")
+
+SOLVER_USE = Template("""With this project's command, in this folder, where `$base` is the base model's folder:
+
+```sh
+glance generate "a red star" --bundle . --teacher $base
+```
+
+The adapters were trained for steps of the solver `$solver`. A stock pipeline takes Euler's steps; with `sigmas=` it gives
+other images.
+""")

@@ -94,6 +94,10 @@ def images(
                 yield number, image
 
 
+SAMPLERS = {"euler": "Euler", "ab2": "Adams-Bashforth 2", "dpm2m": "DPM++ 2M", "renoise": "LCM"}
+"""What image files call a solver."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """What an image depends on besides its prompt and seed."""
@@ -108,6 +112,8 @@ class Origin:
     dtype: str
     path: str
     """How the latents move, one of `stepping.PATHS`."""
+    solver: str
+    """One of `solvers.SOLVERS`."""
     steps: int
     nfe: int
     """Forwards per image."""
@@ -128,6 +134,7 @@ class Origin:
             quantization=quantization,
             dtype=bundle.dtype,
             path=bundle.path,
+            solver=bundle.solver,
             steps=steps,
             nfe=steps * forwards(guidance.student_true_cfg_scale),
             true_cfg_scale=guidance.student_true_cfg_scale,
@@ -146,7 +153,7 @@ class Origin:
         """
         settings = {
             "Steps": self.steps,
-            "Sampler": "Euler",
+            "Sampler": SAMPLERS[self.solver],
             "CFG scale": self.true_cfg_scale,
             "Distilled CFG Scale": self.guidance_scale,
             "Seed": seed,
