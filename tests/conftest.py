@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.backbones import precision
 from pipeline.families import CLASSES
 
 ROOT = Path(__file__).parent.parent
@@ -198,3 +199,9 @@ def run_stage(monkeypatch):
 
     yield run_in
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def computes_bfloat16(monkeypatch):
+    """Computes in bfloat16 on every CPU, however slowly."""
+    monkeypatch.setattr(precision, "emulates_bfloat16", lambda: False)

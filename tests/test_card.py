@@ -73,8 +73,11 @@ def test_the_licence_is_the_teachers(tmp_path):
     assert card.license_of(file) == "unknown"
 
 
+LORAS = [{"file": HUB, "weight": 2.0, "sha256": "ab"}]
+
+
 def test_a_card_names_the_hub(tmp_path):
     manifest = artifacts.read_json(write_bundle(tmp_path / "bundle", path="consistent") / "glance.json")
-    lines = card.text(manifest | {"loras": [{"file": HUB, "weight": 2.0, "sha256": "ab"}]}, {}, imported=False)
+    lines = card.text(manifest | {"solver": "euler", "loras": LORAS}, {}, imported=False)
     assert 'load_lora_weights("someone/shade", revision="main", weight_name="deep/shade.safetensors")' in lines
     assert "lora_scale=2.0" in lines

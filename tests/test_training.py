@@ -25,6 +25,8 @@ from pipeline.training.loop import Checkpoint
 from pipeline.training.trainers.base import TrainStep
 from tests.recorded import ROOT, record_tiny, workplace
 
+pytestmark = pytest.mark.usefixtures("computes_bfloat16")
+
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
@@ -184,6 +186,13 @@ def test_bfloat16_keeps_the_timestep_and_comes_close(recorded, trajectories):
     assert losses[0] != losses[1]
     levels = 1000 * torch.tensor(recorded.partition.slow.sigmas[:-1])
     assert (seen[0][:, None] - levels).abs().min(dim=1).values.max() < 1e-3
+
+
+def test_a_cpu_without_bfloat16_trains_in_float32(recorded, trajectories, monkeypatch):
+    monkeypatch.setattr(arithmetic, "emulates_bfloat16", lambda: True)
+    jobs_ = (make_job(recorded, precision=precision) for precision in ("bf16", "fp32"))
+    losses = [run(recorded, trajectories, job, stop=2)[0][1].loss for job in jobs_]
+    assert losses[0] == losses[1]
 
 
 def test_a_transformer_in_16_bits_trains_an_adapter_in_32(recorded, trajectories):

@@ -142,6 +142,7 @@ def test_a_students_steps_are_found_by_their_levels(folder):
         cache.pairs([1.0, 0.5])
 
 
+@pytest.mark.usefixtures("computes_bfloat16")
 def test_bfloat16_computes_nearly_the_same_states_and_keeps_them_wide(backbone, folder, tmp_path):
     make_cache(backbone, tmp_path / "bf16", replace(RECORDING, precision="bf16"))
     exact, rounded = (Trajectories(path).states(range(6), [5]) for path in (folder, tmp_path / "bf16"))
