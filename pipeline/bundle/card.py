@@ -149,6 +149,6 @@ SOLVER_USE = Template("""With this project's command, in this folder, where `$ba
 glance generate "a red star" --bundle . --teacher $base
 ```
 
-The adapters were trained for steps of the solver `$solver`. A stock pipeline takes Euler's steps; with `sigmas=` it gives
-other images.
+The adapters were trained for steps of the solver `$solver`. A stock pipeline takes Euler's steps; with `sigmas=` it
+gives other images.
 """)

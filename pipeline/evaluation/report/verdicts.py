@@ -9,7 +9,8 @@ from pipeline.evaluation.benchmarks import PAIRED, PLAIN, Column
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.recipes import PRODUCT
 
-RIVALS = ("base_unguided", "base_guided_equal_cost", "base_guided")
+RIVALS = ("base_unguided", "base_guided_equal_cost", "base_guided", "base_ab2")
+"""The last is compared if it is among the arms."""
 AHEAD, OPEN, BEHIND = "ahead", "no clear difference", "behind"
 
 
@@ -25,7 +26,7 @@ def verdicts(metrics: Mapping, arms: Sequence[ShownArm]) -> list[tuple[str, str]
     """
     titles = {arm.name: arm.title for arm in arms}
     found = []
-    for name in RIVALS:
+    for name in (name for name in RIVALS if name in titles):
         places: dict[str, list[str]] = {AHEAD: [], OPEN: [], BEHIND: []}
         for column in SCENES.columns:
             place = _place(metrics, name, column)
