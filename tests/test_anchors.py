@@ -83,7 +83,7 @@ def test_an_anchor_is_the_guided_base_in_the_students_steps(recorded, cache):
 def test_both_phases_together_serve_every_step_once(recorded):
     steps = tuple(step for phase in ("slow", "fast") for step in recorded.loaded().steps(phase)[1])
     assert steps == tuple((k, k + 1) for k in range(len(recorded.partition.u)))
-    (single,) = rivals.single(recorded.params, recorded.loaded())
+    (single,) = rivals.RIVALS["single"].jobs(recorded.params, recorded.loaded())
     assert single.anchored == steps
     assert all(job.anchored == () for job in rivals.official(recorded.params, recorded.loaded()))
 

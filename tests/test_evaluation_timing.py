@@ -29,7 +29,7 @@ def test_arms_of_equal_work_are_timed_once(given):
         patch.setattr(given.sampler, "denoise", lambda arm, *how: calls.append(arm.name) or loop(arm, *how))
         latencies = timed.measure(time.perf_counter, lambda: None)
     as_student, as_slow = dict.fromkeys(("swapped", "official"), "student"), ("fast_only", "single")
-    assert timed.timed_as == as_student | dict.fromkeys(as_slow, "slow_only")
+    assert timed.timed_as == as_student | dict.fromkeys(as_slow, "slow_only") | {"base_ab2": "base_guided"}
     first = [arm.name for arm in given.arms if arm.name not in timed.timed_as]
     assert calls == [name for name in first for _ in range(2)] * 2, "an untimed run and a timed one, of two batches"
     for by_arm in latencies.values():

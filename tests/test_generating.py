@@ -134,6 +134,7 @@ def test_a_picture_says_what_it_is_made_of(project):
         "quantization": "none",
         "dtype": "fp32",
         "path": "consistent",
+        "solver": "euler",
         "steps": 2,
         "nfe": 2,
         "true_cfg_scale": 1.0,
@@ -166,7 +167,12 @@ def test_one_file_says_it_too_and_a_grid_does_not(project):
     generate("--out", "one.png", file="one.txt")
     generate("--out", "all.png")
     generate()
-    assert Path("one.png").read_bytes() == Path("images/000-a-red-star.png").read_bytes()
+    alone, among_others = (Image.open(file) for file in ("one.png", "images/000-a-red-star.png"))
+    assert alone.text == among_others.text
+    rounding = np.asarray(alone).astype(int) - np.asarray(
+        among_others
+    )  # a kernel may round otherwise for another batch
+    assert np.abs(rounding).max() <= 1
     assert Image.open("all.png").text == {}
 
 

@@ -13,6 +13,7 @@ from pipeline.evaluation import inputs
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.report import figures
 from pipeline.evaluation.samples import Shard
+from pipeline.training.rivals import RIVALS
 from tests.evaluation_case import draw, make_artifacts, read
 from tests.test_imported_pair import write_params
 
@@ -51,7 +52,8 @@ def test_the_bundle_of_a_rival_is_evaluated_as_the_student(settings, name, tmp_p
     bundle = shipping.rival(name, settings, tmp_path / "out")
     given = inputs.read(settings, inputs.of_bundle(settings, bundle.folder))
     arms = {arm.name: arm for arm in given.arms}
-    assert arms.keys() == {"teacher", "base_guided", "base_unguided", "base_guided_equal_cost", "student"}
+    free = {"base_guided", "base_unguided", "base_guided_equal_cost", *settings.evaluation.free}
+    assert arms.keys() == {"teacher", "student"} | free
     assert arms["student"].plan.adapters == tuple(phase.name for phase in bundle.phases for _ in phase.steps)
     assert given.adapter_digests.keys() == set(NAMES[name])
     draw(given, tmp_path / "images")
@@ -63,7 +65,7 @@ def test_the_bundle_of_a_rival_is_evaluated_as_the_student(settings, name, tmp_p
 
 
 def test_a_rival_that_is_not_there_is_refused(settings, tmp_path):
-    with pytest.raises(ValueError, match="NAME must be one of single, official, got 'singel'; did you mean single?"):
+    with pytest.raises(ValueError, match=f"NAME must be one of {', '.join(RIVALS)}, got 'singel'; did you mean single"):
         shipping.rival("singel", settings, tmp_path / "out")
     with pytest.raises(ValueError, match="OUT must not be there yet, got"):
         shipping.rival("single", settings, tmp_path)
