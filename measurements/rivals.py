@@ -33,7 +33,7 @@ from pipeline.training.data import TrainingData
 from pipeline.training.jobs import Job
 from pipeline.training.trainers import TRAINERS
 
-QUESTIONS = ("rivals", "experts", "solver")
+QUESTIONS = ("rivals", "lcm", "experts", "solver")
 FILE, PAGE, PLOT = DOCS / "rivals.json", ROOT / "docs" / "rivals.md", ROOT / "docs" / "rivals.png"
 TIMED_STEPS = 3  # after one that is not timed
 COLUMNS = ("score", "retention", "psnr", "fd_scenes", "diversity")
