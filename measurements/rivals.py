@@ -125,6 +125,8 @@ class Row:
     @property
     def title(self) -> str:
         """The method in words."""
+        if self.arm in FREE_ARMS:
+            return titles()[self.arm.removesuffix("_equal_cost")]
         suffix = {"Euler": ", guidance kept", "Adams-Bashforth 2": ", guidance kept, AB2"}.get(self.variant, "")
         return titles()[self.arm] + (suffix if self.arm == PRODUCT else "")
 
