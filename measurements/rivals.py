@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -25,7 +25,7 @@ from pipeline.ablations.grid import Grid, Run
 from pipeline.ablations.results import METRICS, Result
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation.recipes import BASES, FREE, PRODUCT, REFERENCE, titles
-from pipeline.params import Params, from_dict, load
+from pipeline.params import Params, load
 from pipeline.recording.trajectories import Trajectories
 from pipeline.training import jobs, loop, rivals
 from pipeline.training.costs import BACKWARD
@@ -82,12 +82,13 @@ def cost(backbone: Backbone, data: TrainingData, job: Job) -> Cost:
 
 
 def params_of(run: Run) -> Params:
-    """The parameters of a run."""
-    sections: dict[str, dict] = {}
-    for key, value in run.params.items():
-        section, name = key.split(".", 1)
-        sections.setdefault(section, {})[name] = value
-    return from_dict(sections)
+    """The parameters of a run: params.yaml with the run's overrides, which the grid has checked."""
+    params = load()
+    for key, value in run.overrides.items():
+        section, name = key.split(".")
+        changed = {name: tuple(value) if isinstance(value, list) else value}
+        params = replace(params, **{section: replace(getattr(params, section), **changed)})
+    return params
 
 
 def measure(questions: Sequence[Grid]) -> dict[str, dict[str, dict[str, float]]]:
