@@ -7,13 +7,17 @@ The costs go to docs/measured/rivals.json. docs/rivals.md is made from that file
 in `QUESTIONS`, which `glance ablate` measures.
 """
 
+from __future__ import annotations
+
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
+from typing import TYPE_CHECKING
 
 import click
 from torch import Tensor, nn
@@ -33,8 +37,12 @@ from pipeline.training.data import TrainingData
 from pipeline.training.jobs import Job
 from pipeline.training.trainers import TRAINERS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 QUESTIONS = ("rivals", "lcm", "experts", "solver")
 FILE, PAGE, PLOT = DOCS / "rivals.json", ROOT / "docs" / "rivals.md", ROOT / "docs" / "rivals.png"
+LINE = 0.021  # of the height of a panel: between two labels
 TIMED_STEPS = 3  # after one that is not timed
 COLUMNS = ("score", "retention", "psnr", "fd_scenes", "diversity")
 FREE_ARMS = {recipe.name for recipe in (*BASES, *FREE)}
@@ -113,65 +121,80 @@ def measure(questions: Sequence[Grid]) -> dict[str, dict[str, dict[str, float]]]
 
 @dataclass(frozen=True)
 class Row:
-    """A method at one number of forwards: the means over training seeds, and their range."""
+    """A method at one number of forwards, under one or more training seeds."""
 
     arm: str
     variant: str
     nfe: int
-    seeds: int
     cost: Cost | None
-    values: Mapping[str, tuple[float, float, float]]
-    """By column: mean, lowest, highest."""
+    seeds: Mapping[int | None, Mapping[str, float | None]]
+    """The metrics of each training seed."""
 
     @property
     def title(self) -> str:
         """The method in words."""
-        if self.arm in FREE_ARMS:
+        if self.free:
             return titles()[self.arm.removesuffix("_equal_cost")]
         suffix = {"Euler": ", guidance kept", "Adams-Bashforth 2": ", guidance kept, AB2"}.get(self.variant, "")
         return titles()[self.arm] + (suffix if self.arm == PRODUCT else "")
 
+    @property
+    def free(self) -> bool:
+        """Whether the row needs no training, so that no seed changes it."""
+        return self.arm in FREE_ARMS
 
-def rows(measured: Mapping[str, Sequence[Result]], costs: Mapping) -> list[Row]:
-    """The rows of the table, by forwards; an arm that two questions have comes once, free arms once a cost."""
+    def mean(self, name: str, seeds: Iterable[int | None] | None = None) -> float:
+        """The mean of a metric over these seeds, or over all; not a number where it is not measured."""
+        chosen = self.seeds if self.free or seeds is None else seeds
+        values = [self.seeds[seed][name] for seed in chosen]
+        return mean(value if value is not None else math.nan for value in values)
+
+    def range(self, name: str) -> tuple[float, float]:
+        """The smallest and the largest value of a metric."""
+        values = [value if (value := one[name]) is not None else math.nan for one in self.seeds.values()]
+        return min(values), max(values)
+
+
+def rows(measured: Sequence[tuple[Grid, Sequence[Result]]], costs: Mapping) -> list[Row]:
+    """The rows of the table, by forwards: the arms that the questions show, each once with all of its seeds.
+
+    Free arms that make the same images are one row.
+    """
     found: dict[tuple, Row] = {}
-    for question, those in measured.items():
-        shown = {(one.variant, one.arm): [] for one in those}
-        for one in those:
-            shown[one.variant, one.arm].append(one)
-        for (variant, arm), group in shown.items():
-            nfe = int(group[0].metrics["nfe"] or 0)
-            if arm in FREE_ARMS:
-                key: tuple = (nfe, *(round(group[0].metrics[name] or 0, 4) for name in COLUMNS))
+    for question, those in measured:
+        for one in (one for one in those if one.arm in (REFERENCE, *question.arms)):
+            nfe = int(one.metrics["nfe"] or 0)
+            if one.arm in FREE_ARMS:
+                key: tuple = (nfe, *(round(one.metrics[name] or 0, 4) for name in COLUMNS))
             else:
-                key = (nfe, arm, variant if question == "solver" else "")
-            spent = costs.get(variant, {}).get(arm)
-            values = {name: _range([one.metrics.get(name) for one in group]) for name in COLUMNS}
-            row = Row(arm, variant, nfe, len(group), Cost(**spent) if spent else None, values)
-            if key not in found or row.seeds > found[key].seeds:
-                found[key] = row
-    return sorted(found.values(), key=lambda row: (-row.nfe, row.arm not in FREE_ARMS, row.title))
+                key = (nfe, one.arm, one.variant if question.name == "solver" else "")
+            spent = costs.get(one.variant, {}).get(one.arm)
+            new = Row(one.arm, one.variant, nfe, Cost(**spent) if spent else None, {one.seed: one.metrics})
+            old = found.get(key, new)
+            found[key] = old if old.free else replace(old, seeds=dict(new.seeds) | dict(old.seeds))
+    return sorted(found.values(), key=lambda row: (-row.nfe, not row.free, row.title))
 
 
 def front(table: Sequence[Row]) -> list[Row]:
-    """The rows that no other row beats in forwards, score, `fd_scenes` and diversity together."""
+    """The rows that no other row beats in forwards, score, `fd_scenes` and diversity together.
 
-    def better(one: Row, other: Row) -> bool:
-        mine, theirs = _goals(one), _goals(other)
-        return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+    Two trained rows are compared under the training seeds that both have.
+    """
 
-    return [row for row in table if not any(better(other, row) for other in table if other.arm != REFERENCE)]
+    def beaten(row: Row, other: Row) -> bool:
+        seeds = set(row.seeds) & set(other.seeds) if not (row.free or other.free) else None
+        if seeds is not None and not seeds:
+            return False
+        mine, theirs = _goals(row, seeds), _goals(other, seeds)
+        return mine != theirs and all(a <= b for a, b in zip(theirs, mine, strict=True))
+
+    return [row for row in table if not any(beaten(row, other) for other in table if other.arm != REFERENCE)]
 
 
-def _goals(row: Row) -> tuple[float, ...]:
+def _goals(row: Row, seeds: set[int | None] | None) -> tuple[float, ...]:
     """What is to be small."""
-    value = {name: triple[0] for name, triple in row.values.items()}
-    return row.nfe, -value["score"], value["fd_scenes"], max(0.0, 1 - value["diversity"])
-
-
-def _range(values: Sequence[float | None]) -> tuple[float, float, float]:
-    there = [value for value in values if value is not None] or [float("nan")]
-    return mean(there), min(there), max(there)
+    diversity = row.mean("diversity", seeds)
+    return row.nfe, -row.mean("score", seeds), row.mean("fd_scenes", seeds), max(0.0, 1 - diversity)
 
 
 def page(questions: Sequence[Grid], table: Sequence[Row]) -> str:
@@ -200,7 +223,7 @@ def page(questions: Sequence[Grid], table: Sequence[Row]) -> str:
         mark = "**" if row in best and row.arm != REFERENCE else ""
         spent = [f"{row.cost.forwards:,.0f}", f"{row.cost.seconds:.0f}"] if row.cost else ["0", "0"]
         cells = [f"{mark}{row.title}{mark}", str(row.nfe), *spent, *(_cell(row, name) for name in COLUMNS)]
-        lines.append(f"| {' | '.join([*cells, str(row.seeds) if row.cost else '-'])} |")
+        lines.append(f"| {' | '.join([*cells, '-' if row.free else str(len(row.seeds))])} |")
     lines += ["", f"![Quality over forwards of every method]({PLOT.name})", ""]
     for nfe in sorted({row.nfe for row in table if row.arm == PRODUCT}, reverse=True):
         there = [row.title for row in best if row.nfe == nfe]
@@ -219,8 +242,8 @@ def page(questions: Sequence[Grid], table: Sequence[Row]) -> str:
 
 def _cell(row: Row, name: str) -> str:
     column = METRICS[name]
-    middle, low, high = (column.number(value) for value in row.values[name])
-    if middle == "nan":
+    middle, low, high = (column.number(value) for value in (row.mean(name), *row.range(name)))
+    if "nan" in middle:
         return "-"
     unit = " %" if column.unit == "%" else ""
     return f"{middle}{unit}" + (f" [{low}, {high}]" if low != high else "")
@@ -231,18 +254,19 @@ def draw(table: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     best = front(table)
-    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    figure = Figure(figsize=(14, 6), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("psnr", "fd_scenes"), strict=True):
-        for row in (row for row in table if row.arm != REFERENCE):
-            colour = "#0b7a5c" if row.arm == PRODUCT else "#b4540a" if row.arm in FREE_ARMS else "#6a5fa8"
-            value, on = row.values[name][0], row in best
-            axes.plot(row.nfe, value, "o", color=colour, fillstyle="full" if on else "none")
-            axes.annotate(row.title, (row.nfe, value), xytext=(5, 2), textcoords="offset points", fontsize=6)
-        axes.set(xscale="log", xlabel="forwards per image", ylabel=METRICS[name].label)
+        shown = [row for row in table if row.arm != REFERENCE]
+        for row in shown:
+            colour = "#0b7a5c" if row.arm == PRODUCT else "#b4540a" if row.free else "#6a5fa8"
+            axes.plot(row.nfe, row.mean(name), "o", color=colour, fillstyle="full" if row in best else "none")
+        axes.set(xscale="log", xlim=(1.7, 32), xlabel="forwards per image", ylabel=METRICS[name].label)
         axes.set_xticks([2, 4, 8, 16], ["2", "4", "8", "16"])
         axes.minorticks_off()
         if name == "fd_scenes":
             axes.set_yscale("log")
+        for nfe in {row.nfe for row in shown}:
+            _label(axes, {row.title: row.mean(name) for row in shown if row.nfe == nfe}, nfe)
     handles = [
         figure.axes[0].plot([], [], "o", color=colour, label=label)[0]
         for colour, label in (("#0b7a5c", "student"), ("#6a5fa8", "trained rival"), ("#b4540a", "free"))
@@ -250,6 +274,15 @@ def draw(table: Sequence[Row], path: Path) -> None:
     figure.axes[0].legend(handles=handles, frameon=False, title="filled: on the Pareto front")
     with artifacts.atomic_file(path) as partial:
         figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+
+
+def _label(axes: Axes, values: Mapping[str, float], x: float) -> None:
+    """Writes titles beside their marks, from below, no two on one line."""
+    to_axes, lowest = axes.transScale + axes.transLimits, -1.0
+    for title, value in sorted(values.items(), key=lambda item: item[1]):
+        across, up = to_axes.transform((x, value))
+        lowest = max(up - 0.008, lowest + LINE)
+        axes.text(across + 0.015, lowest, title, transform=axes.transAxes, fontsize=6)
 
 
 @click.command()
@@ -260,7 +293,7 @@ def main(page_alone: bool) -> None:
     questions = [grid.load(name, defaults) for name in QUESTIONS]
     if not page_alone:
         artifacts.write_json(FILE, measure(questions))
-    table = rows({question.name: results.read(question.name) for question in questions}, json.loads(FILE.read_text()))
+    table = rows([(question, results.read(question.name)) for question in questions], json.loads(FILE.read_text()))
     draw(table, PLOT)
     with artifacts.atomic_file(PAGE) as partial:
         partial.write_text(page(questions, table), encoding="utf-8")

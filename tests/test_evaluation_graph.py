@@ -43,7 +43,8 @@ def append(project, file):
         ("pipeline/evaluation/report/verdicts.py", {"report"}),
         ("pipeline/evaluation/latency.py", {"time_arms"}),
         ("pipeline/evaluation/sampler.py", {"generate_images", "time_arms"}),
-        ("pipeline/evaluation/arms.py", {"check", *EVALUATION}),
+        ("pipeline/evaluation/arms.py", EVALUATION),
+        ("pipeline/evaluation/recipes.py", {"check", *EVALUATION}),
     ],
 )
 def test_a_change_of_code_makes_stale_what_runs_it(changed, file, stages):
@@ -59,7 +60,7 @@ def test_a_change_of_scoring_code_makes_no_image_and_no_report_of_equal_scores(c
 
 
 def test_another_title_of_an_arm_makes_no_image(changed):
-    before, file = cached(changed), changed.folder / "pipeline" / "evaluation" / "arms.py"
+    before, file = cached(changed), changed.folder / "pipeline" / "evaluation" / "recipes.py"
     file.write_text(file.read_text().replace('"Student"', '"The student"'))
     assert set(ran(changed.succeed("dvc", "repro", "report"))) == {"check", *EVALUATION}
     assert cached(changed) == before
