@@ -77,7 +77,7 @@ def test_one_command_runs_every_stage_in_order(project):
     assert set(project.lock()) == set(STAGES)
     assert (project.folder / "artifacts" / "evaluation" / "report.html").is_file()
     assert set(json.loads((project.folder / "artifacts" / "evaluation" / "metrics.json").read_text())["arms"]) == {
-        "teacher", "base_guided", "base_unguided", "base_guided_equal_cost", "student",
+        "teacher", "base_guided", "base_unguided", "base_guided_equal_cost", "base_ab2", "student",
         "slow_only", "fast_only", "single", "swapped", "official",
     }  # fmt: skip
 

@@ -43,7 +43,7 @@ def append(project, file):
         ("pipeline/evaluation/report/verdicts.py", {"report"}),
         ("pipeline/evaluation/latency.py", {"time_arms"}),
         ("pipeline/evaluation/sampler.py", {"generate_images", "time_arms"}),
-        ("pipeline/evaluation/arms.py", EVALUATION),
+        ("pipeline/evaluation/arms.py", {"check", *EVALUATION}),
         ("pipeline/evaluation/recipes.py", {"check", *EVALUATION}),
     ],
 )
