@@ -209,7 +209,8 @@ def page(questions: Sequence[Grid], table: Sequence[Row]) -> str:
         "",
         "All trained methods have the same rank, targets, recorded prompts and budget in forward equivalents (a forward"
         " counts 1, a backward 2). Rows show means over training seeds, with the smallest and the largest in brackets."
-        " Seconds are those of two CPU cores. The score is the share of held-out captions that the checker accepts;"
+        " Seconds are those of two CPU cores with other load, so only large differences count."
+        " The score is the share of held-out captions that the checker accepts;"
         " retention is the score over the teacher's. PSNR and `fd_scenes` compare with the teacher's images of the same"
         " captions and noise. Diversity is the spread over seeds over the teacher's spread. A row in bold is on the"
         " Pareto front of forwards, score, `fd_scenes` and diversity (above 1 counts as 1);"
