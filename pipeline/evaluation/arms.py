@@ -42,7 +42,10 @@ class Arm:
 
     @property
     def workload(self) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
-        """What the arm's cost depends on: each step's forwards, and its adapter, numbered as they appear."""
+        """What the arm's cost depends on: each step's forwards, and its adapter, numbered as they appear.
+
+        The solver is not in it: its few sums are nothing beside a forward.
+        """
         places: dict[str | None, int] = {
             name: place for place, name in enumerate(dict.fromkeys(filter(None, self.plan.adapters)))
         }

@@ -150,54 +150,54 @@ BASES = (
 )
 """Arms of the bare backbone; every evaluation has them."""
 
+
+def _guided(**how) -> Recipe:
+    """The bare model at the teacher's guidance; `how` are the other fields of the recipe."""
+    return Recipe(scale=_teacher_scale, **how)
+
+
 FREE = (
-    Recipe(
+    _guided(
         name="base_ab2",
         title="Base, guided, AB2",
         question="The guided model at twice the student's forwards, with Adams-Bashforth's second-order steps.",
         levels=_even(lambda conditions: conditions.student_steps),
-        scale=_teacher_scale,
         solver="ab2",
     ),
-    Recipe(
+    _guided(
         name="base_dpm",
         title="Base, guided, DPM-Solver++",
         question="The guided model at twice the student's forwards, with DPM-Solver++ 2M.",
         levels=_even(lambda conditions: conditions.student_steps),
-        scale=_teacher_scale,
         solver="dpm2m",
     ),
-    Recipe(
+    _guided(
         name="base_ab2_equal_cost",
         title="Base, equal cost, AB2",
         question="The student's forwards, spent for free on half as many guided steps of second order.",
         levels=_even(_equal_cost_steps),
-        scale=_teacher_scale,
         solver="ab2",
     ),
-    Recipe(
+    _guided(
         name="base_dpm_equal_cost",
         title="Base, equal cost, DPM-Solver++",
         question="The student's forwards, spent for free on half as many guided steps of DPM-Solver++ 2M.",
         levels=_even(_equal_cost_steps),
-        scale=_teacher_scale,
         solver="dpm2m",
     ),
-    Recipe(
+    _guided(
         name="guidance_interval",
         title="Base, guided early",
         question="The student's forwards, spent for free on guided early and unguided late steps (AB2).",
         levels=_even(_steps_beside),
-        scale=_teacher_scale,
         solver="ab2",
         modes=_early,
     ),
-    Recipe(
+    _guided(
         name="guidance_reuse",
         title="Base, guidance reused",
         question="The student's forwards, spent for free on steps of which some reuse the last step's guidance (AB2).",
         levels=_even(_steps_beside),
-        scale=_teacher_scale,
         solver="ab2",
         modes=_reused,
     ),

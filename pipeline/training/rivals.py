@@ -175,6 +175,11 @@ def always(name: str) -> Callable[[StudentStep], str]:
     return lambda step: name
 
 
+def _lcm(title: str, question: str, solver: str) -> Rival:
+    """One training, sampled in two ways."""
+    return Rival(title=title, question=question, jobs=lcm, adapter=always("lcm"), solver=solver)
+
+
 RIVALS: dict[str, Rival] = {
     "single": Rival(
         title="One adapter",
@@ -188,20 +193,12 @@ RIVALS: dict[str, Rival] = {
         jobs=official,
         adapter=lambda step: f"official_{step.phase}",
     ),
-    "lcm": Rival(
-        title="LCM, fresh noise",
-        question="Is consistency distillation at equal budget as good, sampled with fresh noise in each step?",
-        jobs=lcm,
-        adapter=always("lcm"),
-        solver="renoise",
+    "lcm": _lcm(
+        "LCM, fresh noise",
+        "Is consistency distillation at equal budget as good, sampled with fresh noise in each step?",
+        "renoise",
     ),
-    "lcm_euler": Rival(
-        title="LCM, Euler",
-        question="Is the adapter of consistency distillation better with Euler's steps?",
-        jobs=lcm,
-        adapter=always("lcm"),
-        solver="euler",
-    ),
+    "lcm_euler": _lcm("LCM, Euler", "Is the adapter of consistency distillation better with Euler's steps?", "euler"),
     "direct": Rival(
         title="End to end",
         question="Is a loss at the end of all steps better than a target for each (Qwen-Image-Distill-LoRA's method)?",

@@ -53,6 +53,30 @@ Raises ValueError when the objective or the targets are unknown.
 """
 
 
+def add_adapter(backbone: Backbone, job: Job, name: str | None = None) -> list[nn.Parameter]:
+    """Puts an adapter of the job's settings on the backbone and returns its parameters.
+
+    Args:
+        backbone: The model.
+        job: Rank, alpha, targets and seed of the adapter.
+        name: The adapter's name; None = the job's.
+
+    Raises:
+        ValueError: The targets are unknown.
+    """
+    settings, name = job.settings, name or job.name
+    adapters.add(
+        backbone,
+        name,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        targets=settings.targets,
+        seed=settings.seed,
+        key=f"{job.section}.targets",
+    )
+    return adapters.parameters(backbone.transformer, name)
+
+
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Sets the learning rate of the next step."""
     for group in optimizer.param_groups:

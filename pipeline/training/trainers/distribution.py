@@ -22,7 +22,7 @@ from pipeline.recording.trajectories import Trajectories
 from pipeline.training import batches
 from pipeline.training.costs import CRITIC_STEPS
 from pipeline.training.jobs import Job
-from pipeline.training.trainers.base import Memory, TrainStep, check_finite, of_backbone, set_rate
+from pipeline.training.trainers.base import Memory, TrainStep, add_adapter, check_finite, of_backbone, set_rate
 from pipeline.training.velocities import Velocities
 
 CRITIC_RATE = 5  # the critic's learning rate over the generator's: TDM, Luo et al., arXiv 2503.06674
@@ -58,17 +58,7 @@ class DistributionTrainer:
         self.negative = trajectories.negative()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
-            for name in (job.name, self.critic):
-                adapters.add(
-                    backbone,
-                    name,
-                    rank=settings.rank,
-                    alpha=settings.alpha,
-                    targets=settings.targets,
-                    seed=settings.seed,
-                    key=f"{job.section}.targets",
-                )
-        parameters = [adapters.parameters(backbone.transformer, name) for name in (job.name, self.critic)]
+            parameters = [add_adapter(backbone, job, name) for name in (job.name, self.critic)]
         rates = settings.learning_rate, CRITIC_RATE * settings.learning_rate
         self.optimizers = {
             name: torch.optim.AdamW(own, lr=rate, fused=True)

@@ -25,7 +25,7 @@ from pipeline.objectives.base import cosine, error
 from pipeline.recording.trajectories import Trajectories
 from pipeline.training import batches
 from pipeline.training.jobs import Job, Step
-from pipeline.training.trainers.base import Memory, TrainStep, check_finite, of_backbone, set_rate
+from pipeline.training.trainers.base import Memory, TrainStep, add_adapter, check_finite, of_backbone, set_rate
 from pipeline.training.velocities import Velocities
 
 
@@ -56,18 +56,9 @@ class HeadsTrainer:
         self.backbone, self.trajectories, self.job = backbone, trajectories, job
         self.negative = trajectories.negative()
         self.output = output_layer(backbone, trajectories)
-        adapters.add(
-            backbone,
-            job.name,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-            seed=settings.seed,
-            key=f"{job.section}.targets",
-        )
+        trunk = add_adapter(backbone, job)
         _bare(backbone.transformer, self.output)
         self.heads = {step: self._new_heads(step) for step in job.steps}
-        trunk = adapters.parameters(backbone.transformer, job.name)
         heads = [matrix for own in self.heads.values() for head in own for matrix in (head.A, head.B)]
         self.optimizer = torch.optim.AdamW([*trunk, *heads], lr=settings.learning_rate, fused=True)
         self.memory = Memory([*trunk, *heads], {"adapter": self.optimizer})

@@ -9,7 +9,7 @@ from pipeline.backbones.base import Backbone
 from pipeline.recording.trajectories import Trajectories
 from pipeline.training import batches
 from pipeline.training.jobs import Job
-from pipeline.training.trainers.base import Memory, TrainStep, check_finite, of_backbone, set_rate
+from pipeline.training.trainers.base import Memory, TrainStep, add_adapter, check_finite, of_backbone, set_rate
 from pipeline.training.velocities import Velocities
 
 
@@ -23,16 +23,7 @@ class ObjectiveTrainer:
         self.backbone, self.trajectories, self.job = backbone, trajectories, job
         self.anchors = anchors if job.anchored and self.objective.guided else None
         self.negative = trajectories.negative()
-        adapters.add(
-            backbone,
-            job.name,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-            seed=settings.seed,
-            key=f"{job.section}.targets",
-        )
-        parameters = adapters.parameters(backbone.transformer, job.name)
+        parameters = add_adapter(backbone, job)
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, fused=True)
         state = {name: tensor.to(backbone.device) for name, tensor in self.objective.state().items()}
         self.memory = Memory(parameters, {"adapter": self.optimizer}, state)
