@@ -29,7 +29,7 @@ from pipeline.bundle.source import Source, tokens
 from pipeline.flow import strength as strengths
 from pipeline.flow.sampling import StepPlan
 from tests.pairs import difference
-from tests.recorded import small_params
+from tests.recorded import ROOT, small_params
 from tests.test_importing import diffusers_keys, write
 from tests.test_loras import MODULE
 from tests.tiny import make_tiny_flux, make_tiny_qwen_image, make_tiny_z_image
@@ -269,6 +269,24 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path):
     exif[0x0112] = 6  # a quarter turn
     turned.save(tmp_path / "turned.jpg", exif=exif)
     assert image_files.picture(tmp_path / "turned.jpg", "--image").size == (2, 4)
+
+
+def test_the_lines_of_the_page_make_the_image_of_generate(flux, tmp_path, monkeypatch):
+    """The lines of docs/pairs.md, on a teacher without embedded guidance as the shipped one."""
+    section = (
+        (ROOT / "docs/pairs.md").read_text(encoding="utf-8").partition("## From an image")[2].partition("\n## ")[0]
+    )
+    (lines,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts").mkdir()
+    Path("artifacts/teacher").symlink_to(flux / "teacher")
+    Path("my-pair").symlink_to(flux / "consistent")
+    write_picture(tmp_path / "photo.png")
+    scope = {}
+    exec(lines, scope)
+    options = ["--bundle", "my-pair", "--image", "photo.png", "--seed", 7, "--out", "one.png"]
+    glance("generate", "a blue star on black", *options)
+    assert difference(pixels("one.png"), np.asarray(scope["image"])) <= 2
 
 
 # --- the command, on FLUX's classes
