@@ -23,11 +23,11 @@ from pipeline import backbones, cli, image_files
 from pipeline.artifacts import file_digest
 from pipeline.backbones.packing import pack
 from pipeline.bundle import generating, importing
-from pipeline.bundle.levels import adapter_at, first_step
 from pipeline.bundle.manifest import Bundle
 from pipeline.bundle.source import Source, tokens
 from pipeline.flow import strength as strengths
-from pipeline.flow.sampling import StepPlan
+from pipeline.flow.sampling import StepPlan, adapter_at
+from pipeline.flow.stepping import first_step
 from tests.pairs import difference
 from tests.recorded import ROOT, small_params
 from tests.test_importing import diffusers_keys, write

@@ -11,9 +11,9 @@ from torch import Tensor
 from pipeline import image_files
 from pipeline.adapters import switching
 from pipeline.backbones.base import Backbone, guided
-from pipeline.bundle import levels
 from pipeline.bundle.manifest import Bundle, bundle_digest
 from pipeline.bundle.source import Source
+from pipeline.flow import stepping
 from pipeline.flow.guidance import forwards
 from pipeline.flow.sampling import sample_plan
 from pipeline.flow.solvers import noise_seed
@@ -150,7 +150,7 @@ class Origin:
     def of(cls, bundle: Bundle, quantization: str = "none", source: Source | None = None) -> "Origin":
         """The origin of images that a bundle makes on its own base, from noise or from a picture."""
         guidance, steps = bundle.guidance, len(bundle.steps)
-        first = levels.first_step(bundle.path, steps, source.strength) if source else 0
+        first = stepping.first_step(bundle.path, steps, source.strength) if source else 0
         return cls(
             bundle=bundle_digest(bundle.folder),
             base=bundle.base_digest,
@@ -166,7 +166,9 @@ class Origin:
             negative_prompt=guidance.negative_prompt,
             height=bundle.height,
             width=bundle.width,
-            **({"strength": source.strength, "image": source.digest, "mask": source.mask_digest} if source else {}),
+            strength=source.strength if source else None,
+            image=source.digest if source else None,
+            mask=source.mask_digest if source else None,
         )
 
     def texts(self, prompt: str, seed: int) -> dict[str, str]:

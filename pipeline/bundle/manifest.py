@@ -20,9 +20,8 @@ from pipeline import adapters, backbones
 from pipeline.artifacts import files, folder_digest, read_json
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.teacher import Teacher
-from pipeline.bundle import levels
 from pipeline.flow import solvers, stepping
-from pipeline.flow.sampling import StepPlan
+from pipeline.flow.sampling import StepPlan, adapter_at
 from pipeline.partition import PHASES, Phase
 from pipeline.styles import Lora
 
@@ -184,15 +183,15 @@ class Bundle:
             strength: The share of the steps that run, from an image; None = all of them, from noise.
 
         Raises:
-            ValueError: The path is for another number of phases; or as `levels.first_step` does.
+            ValueError: The path is for another number of phases; or as `stepping.first_step` does.
         """
         counts = [len(phase.steps) for phase in self.phases]
         steps = stepping.Steps(self.u, counts, self.teacher_steps, self.height, self.width)
         sigmas, moves = stepping.PATHS[self.path](steps, backbone.schedule)
         starts = {phase.name: phase.u[0] for phase in self.phases}
-        adapters = tuple(levels.adapter_at(u, starts) for u in self.u)
+        adapters = tuple(adapter_at(u, starts) for u in self.u)
         plan = StepPlan(sigmas, adapters, None if self.path == "consistent" else moves, self.solver)
-        return plan if strength is None else plan.tail(levels.first_step(self.path, len(self.u), strength))
+        return plan if strength is None else plan.tail(stepping.first_step(self.path, len(self.u), strength))
 
     def _state(self, path: Path) -> adapters.State:
         try:

@@ -11,8 +11,8 @@ from pipeline import flow, image_files
 from pipeline.artifacts import file_digest
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.packing import pack
-from pipeline.bundle import levels
 from pipeline.bundle.manifest import Bundle
+from pipeline.flow import stepping
 
 Hold = Callable[[Tensor, float], Tensor]
 """(x, sigma) -> x, as `sampling.sample_plan` calls it."""
@@ -41,9 +41,9 @@ class Source:
         white from 128 of 255 on, as in the stock pipelines.
 
         Raises:
-            ValueError: A file is no picture, the mask has another size or no white pixel, or as `levels.first_step`.
+            ValueError: A file is no picture, the mask has another size or no white pixel, or as `stepping.first_step`.
         """
-        levels.first_step(bundle.path, len(bundle.u), strength)
+        stepping.first_step(bundle.path, len(bundle.u), strength)
         picture = image_files.picture(image, "--image")
         pixels = image_files.covering(picture, bundle.height, bundle.width, "RGB")
         source = cls(image=torch.tensor(pixels), strength=strength, digest=file_digest(image))

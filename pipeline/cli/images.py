@@ -101,9 +101,9 @@ def generate(
 
     from pipeline import backbones, image_files
     from pipeline.bundle import generating
-    from pipeline.bundle.levels import first_step
     from pipeline.bundle.manifest import Bundle
     from pipeline.bundle.source import Source
+    from pipeline.flow.stepping import first_step
 
     loaded = Bundle.load(folder)
     source = Source.read(loaded, image, strength or STRENGTH, mask) if image else None

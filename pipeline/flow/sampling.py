@@ -1,6 +1,6 @@
 """Sampling over a given grid of noise levels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -85,6 +85,16 @@ class StepPlan:
             moves=None if self.moves is None else self.moves[rest],
             guidance=self.guidance and self.guidance[rest],
         )
+
+
+def adapter_at(level: float, starts: Mapping[str, float]) -> str:
+    """The adapter of a level: above a handoff that of the phase before it, from the handoff on that of the phase after.
+
+    Args:
+        level: A base level u. Models and resolutions turn it into different sigmas, but never change the order.
+        starts: The base level at which each adapter's phase starts, in the order of the phases, from 1 down.
+    """
+    return [name for name, start in starts.items() if level <= start][-1]
 
 
 def fixed_plan(sigmas: Tensor, adapter: str | None = None, **how) -> StepPlan:
