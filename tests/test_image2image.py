@@ -27,6 +27,7 @@ from pipeline.bundle.manifest import Bundle
 from pipeline.bundle.source import Source, tokens
 from pipeline.flow import strength as strengths
 from pipeline.flow.sampling import StepPlan, adapter_at
+from pipeline.flow.solvers import SOLVERS
 from pipeline.flow.stepping import first_step
 from tests.pairs import difference
 from tests.recorded import ROOT, small_params
@@ -203,6 +204,32 @@ def test_an_image_does_not_depend_on_its_batch(made, monkeypatch):
         alone = made.backbone.encode_image(image, [seed])
         assert torch.equal(x_0[row], alone[0][0]) and torch.equal(noise[row], alone[1][0])
     assert not torch.equal(x_0[0], x_0[1]), "each seed draws its own latents"
+
+
+def test_with_little_memory_the_image_is_the_same(made, monkeypatch):
+    """With `offload` the autoencoder, the text encoders and the transformer take turns."""
+    monkeypatch.chdir(made.folder)
+    source = Source.read(made.bundle, Path("source.png"), 0.6, Path("mask.png"))
+    small = backbones.load("teacher", "cpu", offload=True)
+    whole, parts = (
+        generating.generate(backbone, made.bundle, ["a star"] * 2, [0, 1], source=source)
+        for backbone in (made.backbone, small)
+    )
+    assert difference(whole, parts) <= 1
+
+
+@pytest.mark.parametrize("solver", [solver for solver in SOLVERS if solver != "euler"])
+def test_the_first_step_from_an_image_has_no_step_before_it(made, monkeypatch, solver):
+    """So where one step is left, every solver takes Euler's; where more are left, they differ."""
+    monkeypatch.chdir(made.folder)
+    images = {}
+    for strength in (0.1, 0.6):
+        source = Source.read(made.bundle, Path("source.png"), strength)
+        for name in ("euler", solver):
+            bundle = replace(made.bundle, solver=name)
+            images[strength, name] = generating.generate(made.backbone, bundle, ["a star"], [0], source=source)
+    assert difference(images[0.1, "euler"], images[0.1, solver]) <= 1
+    assert difference(images[0.6, "euler"], images[0.6, solver]) > 1
 
 
 def test_weights_of_16_bits(made, monkeypatch):
