@@ -1,11 +1,11 @@
-"""Images as PNG files: one file per image, or all images in one grid."""
+"""Image files: one PNG per image or all images in one grid, and pictures of other formats at a given size."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline import artifacts
@@ -40,6 +40,35 @@ def read(path: Path) -> np.ndarray:
     """An image that `save` wrote, uint8 (H, W, 3)."""
     with Image.open(path) as image:
         return np.asarray(image)
+
+
+def picture(path: Path, key: str) -> Image.Image:
+    """A picture of any format that Pillow reads, turned as its EXIF says.
+
+    Raises:
+        ValueError: The file is no such picture, and `key` is what asked for it.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{key} must be a picture that Pillow reads, got {path}: {reason}") from error
+
+
+def covering(image: Image.Image, height: int, width: int, mode: str) -> np.ndarray:
+    """A picture resized with Lanczos until it covers a size, and its middle cut out; keeps its proportions.
+
+    Args:
+        image: The picture.
+        height: Pixels of the result.
+        width: Pixels of the result.
+        mode: Pillow's mode of the pixels: "RGB" or "L".
+
+    Returns:
+        uint8 (height, width, 3), or (height, width) for "L".
+    """
+    return np.asarray(ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.LANCZOS))
 
 
 def texts(path: Path) -> dict[str, str]:

@@ -58,6 +58,12 @@ class NewBackbone(StockBackbone):
             return_dict=False,
         )[0]
 
+    def _encode(self, pixels, generators):
+        vae = self._pipe.vae
+        found = vae.encode(pixels).latent_dist
+        latents = torch.cat([found.sample(generator) for generator in generators])
+        return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
     def _decode(self, latents):
         vae = self._pipe.vae
         return vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]

@@ -151,7 +151,7 @@ def test_generate_in_little_memory_makes_the_same_images(project, monkeypatch):
     ],
 )
 def test_generate_without_memory_says_what_to_change(project, monkeypatch, options, fix):
-    def fails(*_):
+    def fails(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     load = backbones.load
@@ -171,7 +171,7 @@ def test_a_teacher_for_which_memory_is_too_small_is_not_called_broken(project, m
 
 
 def test_generate_says_when_it_cannot_compile(project, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise torch._inductor.exc.InvalidCxxCompiler
 
     monkeypatch.setattr("pipeline.bundle.generating.generate", fails)

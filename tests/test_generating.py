@@ -82,11 +82,11 @@ def fail_at(monkeypatch, call, error):
     """Makes one call of `generating.generate` fail; the list gets the prompts of every call."""
     calls, whole = [], generating.generate
 
-    def generate(backbone, bundle, prompts, seeds):
+    def generate(backbone, bundle, prompts, seeds, **options):
         calls.append(prompts)
         if len(calls) == call:
             raise error
-        return whole(backbone, bundle, prompts, seeds)
+        return whole(backbone, bundle, prompts, seeds, **options)
 
     monkeypatch.setattr(generating, "generate", generate)
     return calls

@@ -1,6 +1,7 @@
 """What the pipeline asks of a model family."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -11,6 +12,21 @@ from pipeline.flow.schedule import Schedule
 
 Conditioning = dict[str, Tensor]
 """What a transformer reads of a prompt: named tensors whose first dimension is the batch."""
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """What one forward of a transformer reads, on its device and in its dtype."""
+
+    x: Tensor
+    """Latents, shape (B, T, C)."""
+    timestep: Tensor
+    """1000 sigma, shape (B,), float32."""
+    conditioning: Conditioning
+    guidance: Tensor | None
+    """The embedded guidance scale, shape (B,), float32; None for a transformer without it."""
+    grid: tuple[int, int]
+    """(rows, columns) of the tokens."""
 
 
 class Backbone(Protocol):
@@ -52,6 +68,20 @@ class Backbone(Protocol):
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Tensor:
         """x at sigma = 1, shape (B, T, C): row i depends on seeds[i] alone, and is drawn on the CPU."""
+
+    def encode_image(self, image: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The latents of an image and the noise to add to them, a row of each per seed.
+
+        Row i depends on the image and seeds[i] alone. Both come from one generator on the CPU: first the draw of the
+        autoencoder's latents, then the noise. So the noise is another one than that of `noise`.
+
+        Args:
+            image: uint8 (height, width, 3). Raises ValueError when the pixels do not divide into tokens.
+            seeds: B seeds.
+
+        Returns:
+            x at sigma = 0 and x at sigma = 1, shape (B, T, C) each.
+        """
 
     def velocity(
         self,

@@ -3,7 +3,6 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from math import isqrt
 from pathlib import Path
@@ -17,28 +16,13 @@ from torch import Tensor, nn
 from pipeline import artifacts
 from pipeline.adapters.lora_names import Target
 from pipeline.backbones import fusing, loading, quantization, weight_files
-from pipeline.backbones.base import Conditioning
+from pipeline.backbones.base import Conditioning, ForwardInputs
 from pipeline.backbones.packing import pack, unpack
 from pipeline.backbones.teacher import Teacher
 from pipeline.flow.guidance import Velocity, forwards, true_cfg
 from pipeline.flow.schedule import Schedule, check_scheduler
 
 WORD_START = re.compile(r"[▁Ġ]([a-z]+)")  # how T5's and Qwen's vocabularies mark a token that begins a word
-
-
-@dataclass(frozen=True)
-class ForwardInputs:
-    """What one forward of a transformer reads, on its device and in its dtype."""
-
-    x: Tensor
-    """Latents, shape (B, T, C)."""
-    timestep: Tensor
-    """1000 sigma, shape (B,), float32."""
-    conditioning: Conditioning
-    guidance: Tensor | None
-    """The embedded guidance scale, shape (B,), float32; None for a transformer without it."""
-    grid: tuple[int, int]
-    """(rows, columns) of the tokens."""
 
 
 class StockBackbone(ABC):
@@ -106,6 +90,10 @@ class StockBackbone(ABC):
     @abstractmethod
     def _forward(self, inputs: ForwardInputs) -> Tensor:
         """v of the transformer, shape (B, T, C)."""
+
+    @abstractmethod
+    def _encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """A draw per generator of the latents of pixels (1, 3, H, W) in [-1, 1]: (B, C, h, w)."""
 
     @abstractmethod
     def _decode(self, latents: Tensor) -> Tensor:
@@ -240,11 +228,21 @@ class StockBackbone(ABC):
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Tensor:
         """x at sigma = 1, shape (B, T, C): row i from torch.Generator("cpu").manual_seed(seeds[i])."""
-        rows, columns = self.grid(height, width)
-        shape = (1, self.latent_channels // 4, 2 * rows, 2 * columns)
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        noise = [torch.randn(shape, generator=generator, dtype=self.latent_dtype) for generator in generators]
-        return pack(torch.cat(noise)).to(self.device)
+        return self._noise(_generators(seeds), self.grid(height, width), self.latent_dtype)
+
+    def _noise(self, generators: Sequence[torch.Generator], grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        shape = (1, self.latent_channels // 4, 2 * grid[0], 2 * grid[1])
+        noise = [torch.randn(shape, generator=generator, dtype=dtype) for generator in generators]
+        return pack(torch.cat(noise)).to(self.device, self.latent_dtype)
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """x_0 and noise of each seed, drawn one after the other as the stock pipelines do with one generator."""
+        self.part("vae")
+        grid, generators = self.grid(*image.shape[:2]), _generators(seeds)
+        pixels = 2 * (image.permute(2, 0, 1)[None].float() / 255) - 1
+        x_0 = pack(self._encode(pixels.to(self.device, self.dtype), generators))
+        return x_0.to(self.latent_dtype), self._noise(generators, grid, self.dtype)
 
     def velocity(
         self,
@@ -280,6 +278,10 @@ class StockBackbone(ABC):
         latents = unpack(x.to(self.device, self.dtype), self.grid(height, width))
         image = (self._decode(latents) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
         return (image * 255).round().to(torch.uint8).cpu()
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
 def stock_true_cfg(scale: float, negative_prompt: str) -> dict[str, Any]:

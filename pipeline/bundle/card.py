@@ -20,7 +20,7 @@ def text(manifest: Mapping[str, Any], guided: Mapping[str, Any], *, imported: bo
         digest=manifest["base_digest"],
         adapters="One LoRA adapter" if len(phases) == 1 else f"{len(phases)} LoRA adapters",
         phases="".join(map(_row, phases)),
-        names=json.dumps([phase["name"] for phase in phases for _ in phase["steps"]]),
+        starts=json.dumps({phase["name"]: phase["u"][0] for phase in phases}),
         steps=len(manifest["steps"]),
         solver=manifest["solver"],
         teacher_steps=manifest["teacher_steps"],
@@ -109,27 +109,48 @@ from diffusers import DiffusionPipeline
 
 folder = "."  # of this card
 pipe = DiffusionPipeline.from_pretrained("$base", dtype=$dtype)$styles
-names = $names  # of the adapter of each step
-for name in dict.fromkeys(names):
+u = $u  # the base level at which each step starts
+starts = $starts  # the base level at which each adapter takes over
+for name in starts:
     pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
 
 
+def activate(pipe, level):
+    pipe.set_adapters([name for name, start in starts.items() if level <= start][-1])
+
+
 def hand_over(pipe, step, timestep, tensors):
-    if step + 1 < len(names):
-        pipe.set_adapters(names[step + 1])
+    following = pipe.scheduler.step_index  # in the whole list of levels, also if the run started within it
+    if following < len(u):
+        activate(pipe, u[following])
     return tensors
 
 
-pipe.set_adapters(names[0])
-image = pipe(
-    "a red star",
-    sigmas=$u,$guided
+options = dict(
+    sigmas=u,$guided
     height=$height,
     width=$width,
     max_sequence_length=$tokens,
-    generator=torch.Generator().manual_seed(0),
     callback_on_step_end=hand_over,
-).images[0]
+)
+activate(pipe, u[0])
+image = pipe("a red star", generator=torch.Generator().manual_seed(0), **options).images[0]
+```
+
+After these lines, the same parts make an image from another one. The strength is the share of the steps that run. Such
+a run starts within the list of levels, and the level of each step chooses its adapter:
+
+```python
+from diffusers import AutoPipelineForImage2Image
+from diffusers.utils import load_image
+from PIL import Image, ImageOps
+
+strength = 0.6
+source = ImageOps.fit(load_image("source.png"), ($width, $height), Image.Resampling.LANCZOS)
+activate(pipe, u[int(len(u) - len(u) * strength)])
+pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+options |= dict(image=source, strength=strength)
+image = pipe("a red star", generator=torch.Generator().manual_seed(0), **options).images[0]
 ```
 """)
 

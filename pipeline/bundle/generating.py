@@ -12,13 +12,23 @@ from pipeline import image_files
 from pipeline.adapters import switching
 from pipeline.backbones.base import Backbone, guided
 from pipeline.bundle.manifest import Bundle, bundle_digest
+from pipeline.bundle.source import Source
+from pipeline.flow import stepping
 from pipeline.flow.guidance import forwards
 from pipeline.flow.sampling import sample_plan
 from pipeline.flow.solvers import noise_seed
 
 
-def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list[int], *, fused: bool = True) -> Tensor:
-    """One image per prompt: K Euler steps, each with its phase's adapter.
+def generate(
+    backbone: Backbone,
+    bundle: Bundle,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    fused: bool = True,
+    source: Source | None = None,
+) -> Tensor:
+    """One image per prompt: K Euler steps, each with the adapter of its noise level.
 
     Args:
         backbone: The whole base of the bundle, with the bundle's LoRAs; it is left unchanged.
@@ -27,12 +37,14 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
         seeds: The seed of each image's noise, length B.
         fused: Activate full weights for each phase: no low-rank products in a forward, but a copy of the adapted
             weights per phase in memory. Else run the low-rank products beside the layers.
+        source: A picture to start from, of the bundle's size; None = start from noise.
 
     Returns:
         uint8 (B, height, width, 3), on the CPU.
 
     Raises:
-        ValueError: There are not as many seeds as prompts, or an adapter names a module that the base lacks.
+        ValueError: There are not as many seeds as prompts, an adapter names a module that the base lacks, or the path
+            of the bundle takes no picture.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"every prompt needs a seed, got {len(prompts)} prompts and {len(seeds)} seeds")
@@ -49,9 +61,13 @@ def generate(backbone: Backbone, bundle: Bundle, prompts: list[str], seeds: list
     def noise(step: int) -> Tensor:
         return backbone.noise([noise_seed(seed, step) for seed in seeds], bundle.height, bundle.width)
 
-    start = backbone.noise(seeds, bundle.height, bundle.width)
+    plan, hold = bundle.plan(backbone, source.strength if source else None), None
+    if source:
+        start, hold = source.enter(backbone, seeds, float(plan.sigmas[0]))
+    else:
+        start = backbone.noise(seeds, bundle.height, bundle.width)
     with switching.acting(backbone.transformer, bundle.states(), fused=fused, home=backbone.home) as select:
-        x = sample_plan(velocity, start, bundle.plan(backbone), select, noise)
+        x = sample_plan(velocity, start, plan, select, noise, hold)
     return backbone.decode(x, bundle.height, bundle.width)
 
 
@@ -62,6 +78,7 @@ def images(
     seed: int = 0,
     batch: int = 8,
     skip: Collection[int] = (),
+    source: Source | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (number, image) for each prompt in order; image i starts from the noise of seed + i.
 
@@ -75,6 +92,7 @@ def images(
         seed: The seed of the first image's noise.
         batch: How many images are made and held in memory at once.
         skip: The numbers of images to leave out.
+        source: A picture that every image starts from; None = noise.
 
     Yields:
         The prompt's number and its image, uint8 (height, width, 3).
@@ -86,9 +104,8 @@ def images(
         numbers = range(first, min(first + batch, len(prompts)))
         if all(number in skip for number in numbers):
             continue
-        made = generate(
-            backbone, bundle, [prompts[number] for number in numbers], [seed + number for number in numbers]
-        )
+        texts, seeds = [prompts[number] for number in numbers], [seed + number for number in numbers]
+        made = generate(backbone, bundle, texts, seeds, source=source)
         for number, image in zip(numbers, made.numpy(), strict=True):
             if number not in skip:
                 yield number, image
@@ -116,17 +133,24 @@ class Origin:
     """One of `solvers.SOLVERS`."""
     steps: int
     nfe: int
-    """Forwards per image."""
+    """Forwards per image: of the steps that a strength leaves."""
     true_cfg_scale: float
     guidance_scale: float
     negative_prompt: str
     height: int
     width: int
+    strength: float | None = None
+    """The share of the steps that run, from the picture `image`; None = all, from noise, and there is no picture."""
+    image: str | None = None
+    """Digest of the picture's file."""
+    mask: str | None = None
+    """Digest of the mask's file."""
 
     @classmethod
-    def of(cls, bundle: Bundle, quantization: str = "none") -> "Origin":
-        """The origin of images that a bundle makes on its own base."""
+    def of(cls, bundle: Bundle, quantization: str = "none", source: Source | None = None) -> "Origin":
+        """The origin of images that a bundle makes on its own base, from noise or from a picture."""
         guidance, steps = bundle.guidance, len(bundle.steps)
+        first = stepping.first_step(bundle.path, steps, source.strength) if source else 0
         return cls(
             bundle=bundle_digest(bundle.folder),
             base=bundle.base_digest,
@@ -136,20 +160,23 @@ class Origin:
             path=bundle.path,
             solver=bundle.solver,
             steps=steps,
-            nfe=steps * forwards(guidance.student_true_cfg_scale),
+            nfe=(steps - first) * forwards(guidance.student_true_cfg_scale),
             true_cfg_scale=guidance.student_true_cfg_scale,
             guidance_scale=guidance.guidance_scale,
             negative_prompt=guidance.negative_prompt,
             height=bundle.height,
             width=bundle.width,
+            strength=source.strength if source else None,
+            image=source.digest if source else None,
+            mask=source.mask_digest if source else None,
         )
 
     def texts(self, prompt: str, seed: int) -> dict[str, str]:
         """The text chunks of the image's PNG.
 
         `parameters` has the format that AUTOMATIC1111's web UI writes, and that ComfyUI and galleries read. `glance` is
-        JSON with all that the image depends on. Device, batch and compiling change only its rounding and are in neither
-        chunk, so the same text means the same picture.
+        JSON with all that the image depends on; an image from noise has no keys for a picture. Device, batch and
+        compiling change only its rounding and are in neither chunk, so the same text means the same picture.
         """
         settings = {
             "Steps": self.steps,
@@ -161,12 +188,15 @@ class Origin:
             "Model": _quoted(self.model),
             "Glance bundle": self.bundle.removeprefix("sha256:")[:12],
         }
+        if self.strength is not None:
+            settings["Denoising strength"] = self.strength
         lines = [prompt, ", ".join(f"{name}: {value}" for name, value in settings.items())]
-        if self.negative_prompt and self.nfe > self.steps:
+        if self.negative_prompt and forwards(self.true_cfg_scale) == 2:
             lines.insert(1, f"Negative prompt: {self.negative_prompt}")
+        known = {name: value for name, value in asdict(self).items() if value is not None}
         return {
             "parameters": "\n".join(lines),
-            "glance": json.dumps({"prompt": prompt, "seed": seed, **asdict(self)}),
+            "glance": json.dumps({"prompt": prompt, "seed": seed, **known}),
         }
 
 

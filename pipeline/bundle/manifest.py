@@ -21,7 +21,7 @@ from pipeline.artifacts import files, folder_digest, read_json
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.teacher import Teacher
 from pipeline.flow import solvers, stepping
-from pipeline.flow.sampling import StepPlan
+from pipeline.flow.sampling import StepPlan, adapter_at
 from pipeline.partition import PHASES, Phase
 from pipeline.styles import Lora
 
@@ -175,17 +175,23 @@ class Bundle:
         if digest != self.base_digest:
             raise ValueError(f"{self.folder} was made for another model than {path}: {self.base_digest}, not {digest}")
 
-    def plan(self, backbone: Backbone) -> StepPlan:
+    def plan(self, backbone: Backbone, strength: float | None = None) -> StepPlan:
         """For each of the K steps: the model's noise level, how far the latents move, the active adapter.
 
+        Args:
+            backbone: The base.
+            strength: The share of the steps that run, from an image; None = all of them, from noise.
+
         Raises:
-            ValueError: The path is for another number of phases.
+            ValueError: The path is for another number of phases; or as `stepping.first_step` does.
         """
         counts = [len(phase.steps) for phase in self.phases]
         steps = stepping.Steps(self.u, counts, self.teacher_steps, self.height, self.width)
         sigmas, moves = stepping.PATHS[self.path](steps, backbone.schedule)
-        adapters = tuple(phase.name for phase in self.phases for _ in phase.steps)
-        return StepPlan(sigmas, adapters, None if self.path == "consistent" else moves, self.solver)
+        starts = {phase.name: phase.u[0] for phase in self.phases}
+        adapters = tuple(adapter_at(u, starts) for u in self.u)
+        plan = StepPlan(sigmas, adapters, None if self.path == "consistent" else moves, self.solver)
+        return plan if strength is None else plan.tail(stepping.first_step(self.path, len(self.u), strength))
 
     def _state(self, path: Path) -> adapters.State:
         try:

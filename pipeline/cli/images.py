@@ -1,5 +1,6 @@
 """`glance generate`: images with a pair."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -8,6 +9,7 @@ from pipeline import artifacts
 from pipeline.cli.edges import bundle_folder, one_sentence, show
 from pipeline.console import progress
 
+STRENGTH = 0.6  # of --image, the default of the stock pipelines
 LAST_SEED = 2**63 - 1  # torch takes twice as many seeds, so seed + i fits
 
 
@@ -35,8 +37,24 @@ LAST_SEED = 2**63 - 1  # torch takes twice as many seeds, so seed + i fits
 @click.option(
     "--resume",
     is_flag=True,
-    help="Keep images in the folder whose PNG text has the same prompt, seed, bundle, base model and quantization; "
-    "make the others.",
+    help="Keep images in the folder whose PNG text has the same prompt, seed, bundle, base model, quantization, "
+    "strength, image and mask; make the others.",
+)
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    help="A picture to start from instead of noise. It is resized until it covers the bundle's size, and its middle is "
+    "cut out.",
+)
+@click.option(
+    "--strength",
+    type=float,
+    help=f"The share of the steps that run from --image, above 0 and at most 1  [default: {STRENGTH}]",
+)
+@click.option(
+    "--mask",
+    type=click.Path(path_type=Path),
+    help="A picture of the size of --image: white is made anew, black is kept.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Images in one forward.")
@@ -63,6 +81,9 @@ def generate(
     out: Path,
     grid: bool,
     resume: bool,
+    image: Path | None,
+    strength: float | None,
+    mask: Path | None,
     device: str,
     batch: int,
     offload: bool,
@@ -75,18 +96,26 @@ def generate(
     """
     texts = _prompts(prompts, prompts_file)
     _check_out(out, resume)
+    _check_image(image, strength, mask)
     folder = bundle_folder(bundle)
 
     from pipeline import backbones, image_files
     from pipeline.bundle import generating
     from pipeline.bundle.manifest import Bundle
+    from pipeline.bundle.source import Source
+    from pipeline.flow.stepping import first_step
 
     loaded = Bundle.load(folder)
+    source = Source.read(loaded, image, strength or STRENGTH, mask) if image else None
     one_file = out.suffix == ".png"
     tiles = image_files.Grid(len(texts), loaded.height, loaded.width) if one_file or grid else None
     loaded.check_base(teacher)
-    origin = generating.Origin.of(loaded, quantization)
+    origin = generating.Origin.of(loaded, quantization, source)
     files = [] if one_file else [out / name for name in image_files.names(texts)]
+    _check_kept([image, mask], [*files, *([out if one_file else out / image_files.GRID] if tiles else [])])
+    if source and mask is None and first_step(loaded.path, origin.steps, source.strength) == 0:
+        said = f"--strength above {1 - 1 / origin.steps:g} runs all {origin.steps} steps, which start at noise alone"
+        click.echo(f"{said}: --image does not change the picture", err=True)
     kept = generating.finished(origin, texts, seed, files) if resume else set()
     made: set[int] = set()
     saving: int | None = None  # a stop can come after a file is written, but before the file is counted
@@ -96,12 +125,12 @@ def generate(
             if compiled:
                 backbone.compile()
             with progress(total=len(texts) - len(kept), what="generating", unit="image") as bar:
-                for number, image in generating.images(backbone, loaded, texts, seed, batch, skip=kept):
+                for number, made_image in generating.images(backbone, loaded, texts, seed, batch, kept, source):
                     if tiles:
-                        tiles.place(number, image)
+                        tiles.place(number, made_image)
                     if files:
                         saving = number
-                        image_files.save(image, files[number], origin.texts(texts[number], seed + number))
+                        image_files.save(made_image, files[number], origin.texts(texts[number], seed + number))
                         made.add(number)
                         show(files[number])
                     bar.update()
@@ -144,3 +173,21 @@ def _check_out(out: Path, resume: bool) -> None:
         raise ValueError(f"--out must be a folder or a .png file, got {out}, a {'folder' if one_file else 'file'}")
     if resume and one_file:
         raise ValueError(f"--resume needs a folder as --out, got {out}")
+
+
+def _check_image(image: Path | None, strength: float | None, mask: Path | None) -> None:
+    """Refuses options that do not go together, and a strength out of its range, before the model is loaded."""
+    from pipeline.flow import strength as strengths
+
+    for option, value in (("--strength", strength), ("--mask", mask)):
+        if image is None and value is not None:
+            raise ValueError(f"{option} needs --image, got {value}")
+    if strength is not None:
+        strengths.check("--strength", strength)
+
+
+def _check_kept(sources: Sequence[Path | None], written: Sequence[Path]) -> None:
+    """Refuses to write over a picture that the run reads."""
+    for source in sources:
+        if source is not None and source.resolve() in [file.resolve() for file in written]:
+            raise ValueError(f"--out must not write over {source}, which the run starts from")

@@ -1,5 +1,6 @@
 """FLUX.1: the stock FluxPipeline's steps, one at a time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,8 +8,8 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from pipeline.adapters.lora_names import Target
-from pipeline.backbones.base import Conditioning
-from pipeline.backbones.stock import ForwardInputs, StockBackbone, stock_true_cfg
+from pipeline.backbones.base import Conditioning, ForwardInputs
+from pipeline.backbones.stock import StockBackbone, stock_true_cfg
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ATTENTION = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
@@ -108,6 +109,12 @@ class FluxBackbone(StockBackbone):
             img_ids=FluxPipeline._prepare_latent_image_ids(len(x), *inputs.grid, x.device, x.dtype),
             return_dict=False,
         )[0]
+
+    def _encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        vae = self._pipe.vae
+        found = vae.encode(pixels).latent_dist
+        latents = torch.cat([found.sample(generator) for generator in generators])
+        return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
     def _decode(self, latents: Tensor) -> Tensor:
         vae = self._pipe.vae

@@ -1,14 +1,15 @@
 """Qwen-Image: the stock QwenImagePipeline's steps, one at a time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from pipeline.backbones.base import Conditioning
+from pipeline.backbones.base import Conditioning, ForwardInputs
 from pipeline.backbones.packing import pad
-from pipeline.backbones.stock import ForwardInputs, StockBackbone, stock_true_cfg
+from pipeline.backbones.stock import StockBackbone, stock_true_cfg
 from pipeline.flow.guidance import Velocity, true_cfg_norm_rescaled
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -63,13 +64,24 @@ class QwenImageBackbone(StockBackbone):
             return_dict=False,
         )[0]
 
+    def _encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        found = self._pipe.vae.encode(pixels[:, :, None]).latent_dist
+        latents = torch.cat([found.sample(generator) for generator in generators])
+        mean, std = self._moments(latents)
+        return ((latents - mean) * (1 / std))[:, :, 0]
+
     def _decode(self, latents: Tensor) -> Tensor:
-        vae = self._pipe.vae
+        mean, std = self._moments(latents)
+        return self._pipe.vae.decode(latents[:, :, None] / (1 / std) + mean, return_dict=False)[0][:, :, 0]
+
+    def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the autoencoder's channels, (1, C, 1, 1, 1) each, for latents (B, C, ...)."""
+        config = self._pipe.vae.config
         mean, std = (
             torch.tensor(values, dtype=latents.dtype, device=latents.device)[None, :, None, None, None]
-            for values in (vae.config.latents_mean, vae.config.latents_std)
+            for values in (config.latents_mean, config.latents_std)
         )
-        return vae.decode(latents[:, :, None] / (1 / std) + mean, return_dict=False)[0][:, :, 0]
+        return mean, std
 
 
 BACKBONE = QwenImageBackbone

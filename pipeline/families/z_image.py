@@ -1,5 +1,6 @@
 """Z-Image: the stock ZImagePipeline's steps, one at a time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,9 +8,9 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from pipeline.adapters.lora_names import Target
-from pipeline.backbones.base import Conditioning
+from pipeline.backbones.base import Conditioning, ForwardInputs
 from pipeline.backbones.packing import pack, pad, unpack
-from pipeline.backbones.stock import ForwardInputs, StockBackbone
+from pipeline.backbones.stock import StockBackbone
 from pipeline.flow.guidance import forwards
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -77,6 +78,12 @@ class ZImageBackbone(StockBackbone):
             return_dict=False,
         )[0]
         return -pack(torch.stack([image.float() for image in images]).squeeze(2))
+
+    def _encode(self, pixels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        vae = self._pipe.vae
+        found = vae.encode(pixels).latent_dist
+        latents = torch.cat([found.sample(generator) for generator in generators])
+        return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
     def _decode(self, latents: Tensor) -> Tensor:
         vae = self._pipe.vae

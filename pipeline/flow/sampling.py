@@ -1,7 +1,7 @@
 """Sampling over a given grid of noise levels."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -75,6 +75,27 @@ class StepPlan:
             return self.moves.tolist()
         return [sigma_next - sigma for sigma, sigma_next in pairwise(self.sigmas.tolist())]
 
+    def tail(self, first: int) -> "StepPlan":
+        """The plan from the step `first` on."""
+        rest = slice(first, None)
+        return replace(
+            self,
+            sigmas=self.sigmas[rest],
+            adapters=self.adapters[rest],
+            moves=None if self.moves is None else self.moves[rest],
+            guidance=self.guidance and self.guidance[rest],
+        )
+
+
+def adapter_at(level: float, starts: Mapping[str, float]) -> str:
+    """The adapter of a level: above a handoff that of the phase before it, from the handoff on that of the phase after.
+
+    Args:
+        level: A base level u. Models and resolutions turn it into different sigmas, but never change the order.
+        starts: The base level at which each adapter's phase starts, in the order of the phases, from 1 down.
+    """
+    return [name for name, start in starts.items() if level <= start][-1]
+
 
 def fixed_plan(sigmas: Tensor, adapter: str | None = None, **how) -> StepPlan:
     """One adapter, or none, in every step; `how` are further fields of the plan."""
@@ -88,6 +109,7 @@ def sample_plan(
     plan: StepPlan,
     select: Callable[[str | None], None],
     noise: Callable[[int], Tensor] | None = None,
+    hold: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Tensor:
     """Follows a plan; `select` is told the adapter before the first step and before each step that changes it.
 
@@ -98,6 +120,7 @@ def sample_plan(
         plan: S steps.
         select: Activates an adapter in `velocity`; None = the base alone.
         noise: (step) -> fresh noise in x's shape, for the solver `renoise`.
+        hold: (x, sigma) -> x, called at the end of each step with the level there: puts back what must not change.
 
     Returns:
         Latents at plan.sigmas[-1], shape (B, ...).
@@ -108,13 +131,16 @@ def sample_plan(
     if plan.guidance is not None and not isinstance(velocity, SteeredGuidance):
         raise ValueError("a plan with modes of guidance needs a guided velocity, got one without guidance")
     before: Step | None = None
-    for number, (sigma, d_sigma) in enumerate(zip(plan.sigmas.tolist()[:-1], plan.d_sigmas, strict=True)):
+    levels = plan.sigmas.tolist()
+    for number, (sigma, d_sigma) in enumerate(zip(levels[:-1], plan.d_sigmas, strict=True)):
         if number == 0 or plan.adapters[number] != plan.adapters[number - 1]:
             select(plan.adapters[number])
         if isinstance(velocity, SteeredGuidance):
             velocity.mode = plan.guidance[number] if plan.guidance else ASKED
         step = _step(velocity, x, sigma, d_sigma)
         x = SOLVERS[plan.solver](step, before, partial(_fresh, noise, number)).to(x.dtype)
+        if hold is not None:
+            x = hold(x, levels[number + 1])
         before = step
     return x
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline import names
+from pipeline.flow import strength as strengths
 from pipeline.flow.schedule import Schedule, base_levels
 
 OFFICIAL_PIXELS = 1024  # height and width that the official lists of timesteps were made for
@@ -66,3 +67,15 @@ PATHS: dict[str, SamplingPath] = {"consistent": consistent, "official": official
 def check(key: str, path: object) -> None:
     """Raises ValueError, which names `key`, unless `path` is one of PATHS."""
     names.check(key, path, PATHS)
+
+
+def first_step(path: str, num_steps: int, strength: float) -> int:
+    """The step that a run from an image starts with on one of PATHS, see `strength.first_step`.
+
+    Raises:
+        ValueError: As `strength.first_step` does; or latents on the path do not have the levels that the model is told,
+            so there is no level to which noise could be added to an image.
+    """
+    if path != "consistent":
+        raise ValueError(f"an image as the start needs a bundle with the path consistent, got {path}")
+    return strengths.first_step(num_steps, strength)
