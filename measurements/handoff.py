@@ -91,7 +91,7 @@ def measure(teacher: Path, folder: Path, batch: int, rounds: int, device: torch.
         return time.perf_counter()
 
     with ExitStack() as stack:
-        fused = stack.enter_context(switching.acting(bare.transformer, states))
+        fused = stack.enter_context(switching.acting(bare.transformer, states, fused=True))
         unfused = stack.enter_context(switching.acting(beside.transformer, states, fused=False))
         arms = {
             "base": run(bare, fixed_plan(plan.sigmas), fused),

@@ -63,8 +63,8 @@ def estimate(params: Params) -> Estimate:
     kept = blocks + LIVE if params.runtime.gradient_checkpointing else blocks * LIVE
     text, vae = (_folder_bytes(backbone, Path(teacher.path), part) for part in ("text", "vae"))
     transformer = weights + params.evaluation.batch * state * LIVE
-    if teacher.quantization == "none" and not params.runtime.offload:
-        transformer += 2 * _adapted(backbone, skeleton, params) * BYTES[teacher.dtype]  # fused, a copy per phase
+    if teacher.base.fuses and not params.runtime.offload:
+        transformer += 2 * _adapted(backbone, skeleton, params) * BYTES[teacher.dtype]  # full weights, one copy a phase
     trajectories = params.trajectories.prompts * params.trajectories.seeds_per_prompt
     student_steps = params.partition.slow_steps + params.partition.fast_steps
     states = trajectories * (params.trajectories.steps + 1) + params.anchors.prompts * (student_steps + 1)

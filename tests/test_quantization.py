@@ -56,7 +56,7 @@ def test_an_adapter_trains_on_a_quantised_base_and_acts_there(recorded, tmp_path
     assert torch.equal(output(backbone, recorded), bare), "the base is as it was"
 
     state, _ = adapters.read(tmp_path)
-    with switching.acting(backbone.transformer, {"slow": state}) as select:  # fused is asked for, low-rank is given
+    with switching.acting(backbone.transformer, {"slow": state}) as select:  # beside the layers
         assert torch.equal(output(backbone, recorded), bare)
         select("slow")
         assert not torch.allclose(output(backbone, recorded), bare, rtol=1e-2)

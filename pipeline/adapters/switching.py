@@ -1,6 +1,9 @@
-"""Activates adapters on a bare transformer, one per phase: as full weights, or as two products beside each layer."""
+"""Activates adapters on a bare transformer, one per phase: as full weights, or as two products beside each layer.
 
-import math
+Full weights are W + B A, rounded to the weights' type. In 16 bits most of a small change B A is lost in this rounding. So
+the type of the base's weights decides (see `fuses`). Free memory decides nothing: it would change the images.
+"""
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -136,48 +139,32 @@ class LowRankAdapters:
 
 def fusable(transformer: nn.Module) -> bool:
     """Whether full weights of an adapter can be put in place: not where the base is quantised."""
-    return all(
-        type(layer.weight) is nn.Parameter and layer.weight.is_floating_point()
-        for layer in transformer.modules()
-        if isinstance(layer, nn.Linear)
-    )
+    return all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in _linear_weights(transformer))
+
+
+def fuses(transformer: nn.Module) -> bool:
+    """Whether adapters act as full weights unless the caller chooses: if all linear weights have 32 bits or more."""
+    return fusable(transformer) and all(weight.itemsize >= 4 for weight in _linear_weights(transformer))
 
 
 def prepare(
     transformer: nn.Module,
     states: Mapping[str, Mapping[str, Tensor]],
-    fused: bool = True,
+    fused: bool | None = None,
     home: torch.device | None = None,
 ) -> FusedAdapters | LowRankAdapters:
-    """Adapters ready to be selected: as full weights if `fused` is set, the base is not quantised and memory suffices.
-
-    `home` as for FusedAdapters.
-    """
-    place = home or next(transformer.parameters()).device
-    fuse = fused and fusable(transformer) and copies(transformer, states) <= room(place)
-    return (FusedAdapters if fuse else LowRankAdapters)(transformer, states, home)
-
-
-def copies(transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """Bytes that FusedAdapters takes beside the base: the adapted weights once per phase."""
-    weights = {name: weight.nbytes for name, weight in transformer.named_parameters()}
-    return sum(weights.get(f"{module}.weight", 0) for state in states.values() for module in adapted(state))
-
-
-def room(device: torch.device) -> float:
-    """Bytes free on a GPU, less a tenth of its memory that the forwards need; no limit on other devices."""
-    if device.type != "cuda":
-        return math.inf
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused - total / 10
+    """Adapters ready to be selected; arguments and errors as for `acting`."""
+    if fused and not fusable(transformer):
+        raise ValueError("adapters cannot be fused into quantised weights: run the products beside the layers")
+    chosen = fuses(transformer) if fused is None else fused
+    return (FusedAdapters if chosen else LowRankAdapters)(transformer, states, home)
 
 
 @contextmanager
 def acting(
     transformer: nn.Module,
     states: Mapping[str, Mapping[str, Tensor]],
-    fused: bool = True,
+    fused: bool | None = None,
     home: torch.device | None = None,
 ) -> Iterator[Callable[[str | None], None]]:
     """Yields a function that activates one of `states`, or none; leaves the transformer bare at the end.
@@ -185,17 +172,22 @@ def acting(
     Args:
         transformer: The base.
         states: One state with folded scale per name.
-        fused: Use full weights where possible (see `prepare`); else the products beside the layers.
+        fused: Whether to put full weights in place, or to run the products beside the layers; None = as `fuses` says.
         home: Device that keeps inactive weights, a backbone's `home`; None = the transformer's present device.
 
     Raises:
-        ValueError: A state names a module that the transformer does not have, or one of another shape.
+        ValueError: A state names a module that the transformer does not have, or one of another shape; or `fused` is set
+            and the base is quantised.
     """
     prepared = prepare(transformer, states, fused, home)
     try:
         yield prepared.select
     finally:
         prepared.close()
+
+
+def _linear_weights(transformer: nn.Module) -> list[Tensor]:
+    return [layer.weight for layer in transformer.modules() if isinstance(layer, nn.Linear)]
 
 
 def _check_all(transformer: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:

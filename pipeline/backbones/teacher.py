@@ -34,3 +34,8 @@ class Teacher:
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch's."""
         return DTYPES[self.dtype]
+
+    @property
+    def fuses(self) -> bool:
+        """Whether adapters act as full weights on this model, as `switching.fuses` says once the model is loaded."""
+        return self.quantization == "none" and self.torch_dtype.itemsize >= 4

@@ -25,7 +25,7 @@ def generate(
     prompts: list[str],
     seeds: list[int],
     *,
-    fused: bool = True,
+    fused: bool | None = None,
     source: Source | None = None,
 ) -> Tensor:
     """One image per prompt: K Euler steps, each with the adapter of its noise level.
@@ -35,8 +35,9 @@ def generate(
         bundle: The adapters.
         prompts: B texts.
         seeds: The seed of each image's noise, length B.
-        fused: Activate full weights for each phase: no low-rank products in a forward, but a copy of the adapted
-            weights per phase in memory. Else run the low-rank products beside the layers.
+        fused: Whether to put full weights in place for each phase (one more copy of the adapted weights per phase), or
+            to run the low-rank products beside the layers; None = as the type of the base's weights says, see
+            `switching.fuses`.
         source: A picture to start from, of the bundle's size; None = start from noise.
 
     Returns:

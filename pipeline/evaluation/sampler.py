@@ -46,7 +46,7 @@ class Sampler:
         """
         Args:
             backbone: The teacher, with its text encoders and decoder.
-            weights: The arms' adapters, fused into the backbone.
+            weights: The arms' adapters on the backbone.
             height: Pixels.
             width: Pixels.
             max_sequence_length: Text tokens per prompt.

@@ -1,4 +1,4 @@
-"""Puts the adapters of one arm at a time on the backbone, fused into its weights where possible."""
+"""Puts the adapters of one arm at a time on the backbone, as `glance generate` does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.adapters.switching import prepare
 
 
 class ArmWeights:
-    """The current arm's adapters as full weights, so that a student's forward costs the same as a bare one.
+    """The current arm's adapters: full weights in float32, else products beside the layers (see `switching.fuses`).
 
-    Holds the adapters of one arm only. With the base, these are two or three copies of the adapted weights, however
-    many arms there are. On a quantised base the adapters stay low-rank modules.
+    Holds the adapters of one arm only. With the base, full weights are two or three copies of the adapted weights,
+    however many arms there are. With full weights, a student's forward costs the same as a bare one.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ArmWeights:
         self.phases = prepare(transformer, {})
 
     def hold(self, adapters: Iterable[str | None]) -> None:
-        """Fuses the adapters of an arm and drops the others; afterwards the bare weights are active.
+        """Prepares the adapters of an arm and drops the others; afterwards the bare backbone is active.
 
         Raises:
             ValueError: If an adapter is unknown.
@@ -52,5 +52,5 @@ class ArmWeights:
             self.held = names
 
     def select(self, name: str | None) -> None:
-        """Activates a held adapter's weights, by reference; None activates the bare backbone."""
+        """Activates a held adapter; None activates the bare backbone."""
         self.phases.select(name)

@@ -105,7 +105,7 @@ def _merges(backbone: Backbone) -> bool:
     peft's low-rank path serves there, for quantised weights and under gradient checkpointing.
     """
     checkpointing = backbone.transformer.is_gradient_checkpointing  # runs a block again, without the merged weights
-    return backbone.dtype == torch.float32 and not checkpointing and switching.fusable(backbone.transformer)
+    return not checkpointing and switching.fuses(backbone.transformer)
 
 
 def _select(backbone: Backbone, name: str | None) -> None:

@@ -22,7 +22,8 @@ def write(bundle: Bundle, folder: Path) -> list[Path]:
     """Writes <phase>/transformer of each phase, and the manifest, which has the levels and the phases.
 
     A weight is W + B A, where W includes the bundle's LoRAs. The sum is computed in float32 and rounded once to the
-    bundle's dtype: `generating.generate` computes with the same weights.
+    bundle's dtype. In float32, `generating.generate` computes with the same weights. In bfloat16 the rounding loses
+    small changes, which `generating.generate` keeps.
 
     Raises:
         ValueError: An adapter names a module that the base lacks, or one of another shape; or the base cannot be

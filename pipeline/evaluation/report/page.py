@@ -191,8 +191,9 @@ def _speed(content: Content) -> str:
     note = _note(
         f"Medians over {metrics['latency_repeats']} timings, each right after an untimed one of the same arm; the arms"
         f" take turns in one run on {metrics['device']}."
-        " End to end is text encoding, denoising loop and decoding; loop is the denoising alone. Adapters are"
-        " fused into the weights. A guided step is two forwards, one after the other, as in the stock pipeline."
+        " End to end is text encoding, denoising loop and decoding; loop is the denoising alone. Adapters act as"
+        " full weights in float32, and as products beside the layers in 16 bits and on a quantised base."
+        " A guided step is two forwards, one after the other, as in the stock pipeline."
         f" Times are for a whole batch.{shared}"
     )
     return _section("Speed", note, table("Speed", heads, rows))
