@@ -24,7 +24,7 @@ from pipeline import artifacts, backbones, params
 from pipeline.backbones.base import Backbone
 from pipeline.evaluation import arms, latency, recipes
 from pipeline.evaluation.sampler import Sampler
-from pipeline.evaluation.scores import exam, frechet, metrics
+from pipeline.evaluation.scores import appearance, exam, frechet, metrics
 from pipeline.evaluation.weights import ArmWeights
 from pipeline.flow.schedule import base_levels
 from pipeline.params import Params
@@ -192,7 +192,7 @@ class Bench:
             made = self.backbone.decode(x, teacher.height, teacher.width).numpy()
 
         def compare() -> None:
-            metrics.psnr(made, made), metrics.ssim(made, made), frechet.features(made)
+            metrics.psnr(made, made), metrics.ssim(made, made), frechet.features(made), appearance.appearance(made)
 
         parts: dict[str, Callable[[], object]] = {
             "encode": lambda: self.backbone.encode(asked.prompts, teacher.max_sequence_length),

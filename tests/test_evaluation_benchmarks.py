@@ -7,11 +7,13 @@ from pipeline.ablations import document, results
 from pipeline.evaluation import recipes, timing
 from pipeline.evaluation.arms import ShownArm
 from pipeline.evaluation.benchmarks import PAIRED, PLAIN, Column
+from pipeline.evaluation.benchmarks.appearance import APPEARANCE
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.benchmarks.speed import SPEED
 from pipeline.evaluation.latency import Latency
 from pipeline.evaluation.report import cells, verdicts
 from pipeline.evaluation.scores import results as tables
+from pipeline.evaluation.scores.appearance import Appearance
 from pipeline.evaluation.scores.measure import Measured
 from pipeline.registry.registering import HEADLINE
 
@@ -21,7 +23,14 @@ def measured():
     """Three arms over 200 prompts, at random."""
     rng = np.random.default_rng(0)
     return {
-        name: Measured(rng.random(200) < 0.8, rng.random(200), rng.random(200), rng.random((200, 4)), rng.random(3))
+        name: Measured(
+            rng.random(200) < 0.8,
+            rng.random(200),
+            rng.random(200),
+            rng.random((200, 4)),
+            rng.random(3),
+            Appearance(*rng.random((4, 200))),
+        )
         for name in ("teacher", "student", "base_guided")
     }
 
@@ -29,7 +38,7 @@ def measured():
 def test_every_number_of_an_arm_is_a_column(measured):
     shown = [ShownArm(name, 4, 4, name, "?") for name in measured]
     rows = tables.arm_rows(shown, measured, resamples=100, seed=0)
-    keys = {key for column in SCENES.columns for key in column.keys}
+    keys = {key for column in (*SCENES.columns, *APPEARANCE) for key in column.keys}
     for row in rows.values():
         assert row.keys() == keys | {"steps"}
     paired = {column.key for column in SCENES.columns if column.compared == PAIRED}
@@ -47,7 +56,7 @@ def test_tags_and_tables_are_made_of_the_columns():
         "nfe",
         "speedup_batch1",
     }
-    assert list(results.METRICS) == [column.key for column in (*SCENES.columns, *SPEED)]
+    assert list(results.METRICS) == [column.key for column in (*SCENES.columns, *APPEARANCE, *SPEED)]
     assert document.COLUMNS == ("nfe", "retention", "psnr", "ssim", "fd_scenes", "diversity")
     assert SCENES.main in SCENES.columns and SCENES.main.interval
 
@@ -61,6 +70,8 @@ def test_tags_and_tables_are_made_of_the_columns():
         ("fd_scenes", 0.06317, "fd_scenes", "0.063"),
         ("speedup_batch1", 9.26, "Speed-up, batch 1", "9.3×"),
         ("psnr", None, "PSNR, dB", "–"),
+        ("chroma_shift", -1.234, "Chroma shift", "-1.23"),
+        ("detail", None, "Detail", "–"),
     ],
 )
 def test_a_column_says_how_it_is_written(key, value, label, cell):

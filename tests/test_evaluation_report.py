@@ -102,8 +102,9 @@ def test_the_page_is_whole_and_refers_to_nothing_outside_itself(evaluation):
     assert page.open == [] and page.scripts == 0
     assert page.references and all(reference.startswith("data:image/") for reference in page.references)
     assert not re.search(r"url\(|@import|https?://|file:", markup)
-    sections = "Side by side, Every arm, Quality over cost, Speed, Where the student fails, Score per task, Training"
-    assert page.headings[1:] == [*sections.split(", "), "Provenance"]
+    sections = "Side by side, Every arm, Quality over cost, Colour and detail, Speed"
+    sections += ", Where the student fails, Score per task, Training, Provenance"
+    assert page.headings[1:] == sections.split(", ")
     failures = min(metrics["agreement"]["teacher_only"], showing.MAX_FAILURES)
     assert failures > 0 and len(page.images) == 4 * 5 + 3 * failures
     assert all(image["alt"].endswith((", passes", ", fails")) for image in page.images)
@@ -111,6 +112,18 @@ def test_the_page_is_whole_and_refers_to_nothing_outside_itself(evaluation):
     assert "Swapped adapters: timed as Student, which does the same work." in markup
     assert "in one run on an abacus." in markup and f"{metrics['arms']['student']['speedup_batch1']:.1f}×" in markup
     assert metrics["bundle_digest"] in markup and metrics["teacher_digest"] in markup
+
+
+def test_colour_and_detail_of_every_arm_have_a_table_of_their_own(evaluation):
+    folder, shown = evaluation
+    markup = (folder / "report.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr class=.*?</tr>", section(markup, "Colour and detail"))
+    assert len(rows) == len(shown.arms) and "Detail" not in section(markup, "Every arm")
+    for arm, row in zip(shown.arms, rows, strict=True):
+        found = shown.metrics["arms"][arm.name]
+        numbers = [f"{found[key]:.2f}" for key in ("brightness_shift", "chroma_shift")]
+        numbers += [f"{found[key]:.3f}" for key in ("contrast", "detail")]
+        assert text(arm.title) in row and re.findall(r"<td>(.*?)</td>", row) == numbers
 
 
 def test_a_browser_shows_the_page_without_sideways_scrolling(evaluation, tmp_path):

@@ -40,12 +40,14 @@ def test_two_evaluations_give_the_same_bytes(images, folder, tmp_path):
 def test_metrics_have_the_keys_that_others_read_and_no_times(images, folder):
     metrics = artifacts.read_json(folder / "metrics.json")
     wanted = "nfe steps score score_low score_high retention retention_low retention_high"
-    wanted += " fd_scenes psnr ssim diversity"
+    wanted += " fd_scenes psnr ssim diversity brightness_shift chroma_shift contrast detail"
     for row in metrics["arms"].values():
         assert list(row) == wanted.split()
     teacher, student = metrics["arms"]["teacher"], metrics["arms"]["student"]
     assert (teacher["nfe"], student["nfe"]) == (20, 4)
     assert (teacher["retention"], teacher["fd_scenes"], teacher["psnr"]) == (1, pytest.approx(0, abs=1e-6), None)
+    own = (teacher[key] for key in ("brightness_shift", "chroma_shift", "contrast", "detail"))
+    assert tuple(own) == (0, 0, 1, 1) and student["detail"] > 1.1, "noise is drawn over the student's images"
     assert sum(task["n"] for task in metrics["teacher_tasks"].values()) == metrics["prompts"] == 18
     assert set(metrics["teacher_tasks"]["position"]) == {"score", "low", "high", "n"}
     assert metrics["checker_truth"] == 1 and metrics["unscored"] == ""

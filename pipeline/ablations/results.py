@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.artifacts import atomic_file
 from pipeline.evaluation.benchmarks import Column
+from pipeline.evaluation.benchmarks.appearance import APPEARANCE
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.benchmarks.speed import SPEED
 
@@ -18,8 +19,8 @@ FOLDER = Path("experiments/results")
 IDENTITY = ("variant", "seed", "arm", "experiment", "changes", "base", "baseline", "revision", "jobs", "prompts")
 
 
-METRICS: dict[str, Column] = {column.key: column for column in (*SCENES.columns, *SPEED)}
-"""The metrics that a table may show and a plot may draw."""
+METRICS: dict[str, Column] = {column.key: column for column in (*SCENES.columns, *APPEARANCE, *SPEED)}
+"""The metrics that a table may show and a plot may draw; results of older runs lack some."""
 
 
 @dataclass(frozen=True)

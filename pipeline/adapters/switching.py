@@ -1,7 +1,7 @@
 """Activates adapters on a bare transformer, one per phase: as full weights, or as two products beside each layer.
 
-Full weights are W + B A, rounded to the weights' type. In 16 bits most of a small change B A is lost in this rounding. So
-the type of the base's weights decides (see `fuses`). Free memory decides nothing: it would change the images.
+Full weights are W + B A, rounded to the weights' type. In 16 bits this rounding loses most of a small change B A.
+So the type of the base's weights decides (see `fuses`). Free memory decides nothing: it would change the images.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -176,8 +176,8 @@ def acting(
         home: Device that keeps inactive weights, a backbone's `home`; None = the transformer's present device.
 
     Raises:
-        ValueError: A state names a module that the transformer does not have, or one of another shape; or `fused` is set
-            and the base is quantised.
+        ValueError: A state names a module that the transformer does not have, or one of another shape; or `fused` is
+            set and the base is quantised.
     """
     prepared = prepare(transformer, states, fused, home)
     try:

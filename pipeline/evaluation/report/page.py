@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.evaluation.arms import ShownArm
+from pipeline.evaluation.benchmarks.appearance import APPEARANCE
 from pipeline.evaluation.benchmarks.scenes import SCENES
 from pipeline.evaluation.benchmarks.speed import SPEED
 from pipeline.evaluation.recipes import PRODUCT, REFERENCE
@@ -34,7 +35,10 @@ def page(content: Content) -> str:
         tag("title", text(_title(content))),
         tag("style", CSS),
     )
-    sections = (_headline, _side_by_side, _arms, _quality, _speed, _failures, _tasks, _training, _provenance)
+    sections = (
+        *(_headline, _side_by_side, _arms, _quality, _appearance, _speed),
+        *(_failures, _tasks, _training, _provenance),
+    )
     main = tag("main", *(section(content) for section in sections))
     return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', main), lang='en')}\n"
 
@@ -163,6 +167,17 @@ def _quality(content: Content) -> str:
         chart = figures.over_nfe(points, curve, "fd_scenes", title, log=True)
         cards.append(_card(chart, "Down and left is better. The teacher is at 0, below every logarithmic scale."))
     return _section("Quality over cost", tag("div", *cards, css="pair")) if cards else ""
+
+
+def _appearance(content: Content) -> str:
+    metrics = content.metrics["arms"]
+    rows = [
+        _row(arm, [value_cell(measure, metrics[arm.name][measure.key]) for measure in APPEARANCE])
+        for arm in content.arms
+    ]
+    heads = [column("Arm", css="text"), *(column(column_label(measure)) for measure in APPEARANCE)]
+    note = _note(" ".join(measure.note for measure in APPEARANCE if measure.note))
+    return _section("Colour and detail", note, table("Colour and detail", [heads], rows))
 
 
 def _card(chart: str, caption: str) -> str:

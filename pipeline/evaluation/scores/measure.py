@@ -11,6 +11,7 @@ from pipeline.evaluation.arms import ShownArm
 from pipeline.evaluation.recipes import REFERENCE
 from pipeline.evaluation.samples import Draws, Images
 from pipeline.evaluation.scores import frechet, metrics
+from pipeline.evaluation.scores.appearance import Appearance, appearance, concat
 
 Judge = Callable[[np.ndarray, list[str]], np.ndarray]
 """Maps images (B, H, W, 3) and their captions to verdicts, bool (B,)."""
@@ -26,6 +27,7 @@ class Measured:
         ssim: float64 (N,), to the teacher's image.
         features: float64 (N, D), for `fd_scenes`.
         spread: float64 (P,), mean distance among the seeds of a prompt.
+        appearance: Colour and detail of the N images.
     """
 
     passed: np.ndarray | None
@@ -33,6 +35,7 @@ class Measured:
     ssim: np.ndarray
     features: np.ndarray
     spread: np.ndarray
+    appearance: Appearance
 
 
 def measure(
@@ -58,6 +61,7 @@ def measure(
     if reference_arm is None:
         raise ValueError(f"the arms must include {REFERENCE!r}, got {[arm.name for arm in arms]}")
     rows: dict[str, list[tuple[np.ndarray, ...]]] = {arm.name: [] for arm in arms}
+    looks: dict[str, list[Appearance]] = {arm.name: [] for arm in arms}
     for shard in drawn.prompts:
         reference = images(reference_arm, shard)
         for arm in arms:
@@ -65,6 +69,7 @@ def measure(
             passed = judge(made, list(shard.prompts)) if judge else np.zeros(0, dtype=bool)
             paired = metrics.psnr(made, reference), metrics.ssim(made, reference)
             rows[arm.name].append((passed, *paired, frechet.features(made)))
+            looks[arm.name].append(appearance(made))
             on_shard(len(shard.prompts))
 
     spreads: dict[str, list[np.ndarray]] = {arm.name: [] for arm in arms}
@@ -78,5 +83,6 @@ def measure(
     for arm in arms:
         passed, psnr, ssim, features = (np.concatenate(column) for column in zip(*rows[arm.name], strict=True))
         spread = np.concatenate(spreads[arm.name])
-        measured[arm.name] = Measured(passed if judge else None, psnr, ssim, features, spread)
+        look = concat(looks[arm.name])
+        measured[arm.name] = Measured(passed if judge else None, psnr, ssim, features, spread, look)
     return measured

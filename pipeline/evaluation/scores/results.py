@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.evaluation.arms import ShownArm
 from pipeline.evaluation.recipes import PRODUCT, REFERENCE
 from pipeline.evaluation.scores import frechet, retention
+from pipeline.evaluation.scores.appearance import Appearance, ratio, shift
 from pipeline.evaluation.scores.measure import Measured
 from pipeline.evaluation.scores.retention import UNDEFINED, Estimate
 
@@ -23,7 +24,7 @@ def arm_rows(
     """The "arms" of metrics.json: one flat row per arm.
 
     Scores and retention are ratios. An undefined number is None: a score without a checker, the teacher's PSNR to
-    itself, a distance of one image.
+    itself, a distance of one image, a ratio to a teacher whose images are all flat.
 
     Args:
         arms: In the order of the table.
@@ -49,8 +50,18 @@ def arm_rows(
             "psnr": None if arm.name == REFERENCE else float(own.psnr.mean()),
             "ssim": float(own.ssim.mean()),
             "diversity": float(own.spread.mean() / spread) if spread > 0 else None,
+            **_look(own.appearance, teacher.appearance),
         }
     return rows
+
+
+def _look(own: Appearance, teacher: Appearance) -> dict[str, float | None]:
+    return {
+        "brightness_shift": shift(own.brightness, teacher.brightness),
+        "chroma_shift": shift(own.chroma, teacher.chroma),
+        "contrast": ratio(own.contrast, teacher.contrast),
+        "detail": ratio(own.detail, teacher.detail),
+    }
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float | None]:
