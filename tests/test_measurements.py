@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from measurements import benchmarks, errors, gpu, handoff
-from pipeline import params
+from measurements import benchmarks, errors, gpu, handoff, sixteen_bits, sixteen_bits_page
+from pipeline import adapters, params
+from pipeline.adapters import switching
 from tests.published import write_bundle
 from tests.tiny import make_tiny_flux
 
@@ -88,3 +90,86 @@ def test_the_cost_of_the_benchmarks_is_what_the_command_makes_of_the_cost():
     found = json.loads((handoff.DOCS / "cost.json").read_text())
     assert (handoff.DOCS / "benchmarks.md").read_text() == benchmarks.page(found)
     assert " 24,792 " in benchmarks.page(found), "images of an arm in all benchmarks in English"
+
+
+class OneLayer(torch.nn.Module):
+    """y = W x with W = 1."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4, bias=False, dtype=dtype).requires_grad_(False)
+        self.layer.weight.fill_(1)
+        self.dtype = dtype
+
+
+def change(size):
+    """An adapter whose B A is `size` in the first row and 0 elsewhere."""
+    B = torch.zeros(4, 1)
+    B[0] = size
+    return {"slow": {"layer.lora_A.weight": torch.ones(1, 4), "layer.lora_B.weight": B}}
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "error"),
+    [
+        (2**-9, 0, 1.0),  # below half a step of bfloat16 at 1, which is 2^-7: W + B A is W again
+        (2**-7, 1, 0.0),
+        (3 * 2**-8, 1, 1 / 3),  # half-way between two steps: the even one is another half step away
+    ],
+)
+def test_what_rounding_keeps_of_a_change_is_analytic(size, kept, error):
+    found = sixteen_bits.rounding(OneLayer(torch.float32), change(size))
+    assert found == pytest.approx({"size": size / 2, "kept": kept, "sum_error": error, "factor_error": 0})
+
+
+def test_full_weights_rounded_to_bfloat16_lose_what_the_other_ways_keep():
+    x, states = torch.tensor([[1.0, -1.0, 0.0, 0.0]]), change(2**-9)
+    states["slow"]["layer.lora_A.weight"] = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    ways = {"rounded": sixteen_bits.rounded_sums, "factors": sixteen_bits.rounded_factors}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = OneLayer(dtype)
+        for name, acting in (ways | {"products": sixteen_bits.float32_products}).items():
+            if dtype == torch.float32 or name == "products":
+                with acting(model, states) as select:
+                    select("slow")
+                    y = model.layer(x.to(dtype))[0, 0]
+                    select(None)
+                    assert not model.layer(x.to(dtype)).any()
+                assert y == (0 if name == "rounded" else 2**-8), (dtype, name)
+                assert not model.layer(x.to(dtype)).any() and (model.layer.weight == 1).all()
+
+
+def test_a_weaker_adapter_is_a_smaller_change():
+    (state,) = sixteen_bits.weakened(change(2.0), 0.25).values()
+    assert torch.equal(adapters.delta(state, "layer"), adapters.delta(change(0.5)["slow"], "layer"))
+
+
+def test_adapters_in_16_bits_are_measured_on_any_pair(tmp_path):
+    make_tiny_flux(tmp_path / "teacher")
+    write_bundle(tmp_path / "bundle")
+    folders = ["--teacher", tmp_path / "teacher", "--bundle", tmp_path / "bundle", "--docs", tmp_path]
+    command = [str(option) for option in (*folders, "--prompts", 3, "--rounds", 1)]
+    result = CliRunner().invoke(sixteen_bits.main, command)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "sixteen_bits.json").read_text())
+    rows = {(row["arm"], row["strength"]): row for row in found["rows"]}
+    assert len(rows) == (len(sixteen_bits.ARMS) - 1) * len(sixteen_bits.STRENGTHS)
+    assert rows["float32, beside the layers", 1]["psnr"] > 58, "fused or beside the layers is the same in float32"
+    assert rows["float32, no adapter", 1]["psnr"] < rows[sixteen_bits.FUSED, 1]["psnr"] < 58
+    assert rows["float32, no adapter", 1]["lost"] == pytest.approx(1)
+    assert rows["float32, beside the layers", 1]["lost"] < 1e-3 < rows[sixteen_bits.FUSED, 1]["lost"] < 1
+    kept = [change["kept"] for change in found["changes"]]
+    assert kept == sorted(kept, reverse=True) and kept[0] > kept[-1]
+    assert found["times"].keys() == {name for name, how in sixteen_bits.ARMS.items() if how.dtype == "bf16"}
+    assert found["times"][sixteen_bits.FUSED]["ratio"] == [1, 1, 1]
+    assert (tmp_path / "sixteen_bits.md").read_text() == sixteen_bits_page.page(found)
+
+
+def test_the_two_transformers_have_the_same_weights(tmp_path):
+    path = make_tiny_flux(tmp_path / "teacher")
+    exact, short = (sixteen_bits.load(path, dtype).transformer for dtype in ("fp32", "bf16"))
+    weights = dict(short.named_parameters())
+    for name, weight in exact.named_parameters():
+        assert weight.dtype == torch.float32 and weights[name].dtype == torch.bfloat16
+        assert torch.equal(weight, weights[name].float())
+    assert switching.fuses(exact) and not switching.fuses(short)
