@@ -35,8 +35,8 @@ STRENGTHS = """\
 ## At a fraction of the strength
 
 Distance of the final latents to the reference of the same strength, over the distance by which the adapters move the
-latents: 0 % keeps the effect of the adapters whole, and *no adapter* in float32 loses all of it. Values are medians over
-the captions, with the mean PSNR in dB in brackets.
+latents: 0 % keeps the effect of the adapters whole, and *no adapter* in float32 loses all of it. Values are medians
+over the captions, with the mean PSNR in dB in brackets.
 """
 TIMES = """\
 ## Time
@@ -66,7 +66,7 @@ def page(found: Mapping) -> str:
     places = {(row["arm"], row["strength"]): row for row in found["rows"]}
     for arm in (row["arm"] for row in whole):
         values = (places[arm, strength] for strength in strengths)
-        lines.append(f"| {arm} | {' | '.join(f'{row["lost"]:.1%} ({row["psnr"]:.1f})' for row in values)} |")
+        lines.append(" | ".join([f"| {arm}", *(f"{row['lost']:.1%} ({row['psnr']:.1f})" for row in values)]) + " |")
     lines += ["", TIMES.format(**found | {"native": "has" if found["native"] else "lacks"})]
     for arm, took in found["times"].items():
         low, middle, high = took["ratio"]

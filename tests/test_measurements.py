@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from measurements import benchmarks, errors, gpu, handoff, sixteen_bits, sixteen_bits_page
+from measurements import benchmarks, errors, gpu, handoff, sixteen_bits, sixteen_bits_arms, sixteen_bits_page
 from pipeline import adapters, params
 from pipeline.adapters import switching
 from tests.published import write_bundle
@@ -125,10 +125,10 @@ def test_what_rounding_keeps_of_a_change_is_analytic(size, kept, error):
 def test_full_weights_rounded_to_bfloat16_lose_what_the_other_ways_keep():
     x, states = torch.tensor([[1.0, -1.0, 0.0, 0.0]]), change(2**-9)
     states["slow"]["layer.lora_A.weight"] = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
-    ways = {"rounded": sixteen_bits.rounded_sums, "factors": sixteen_bits.rounded_factors}
+    ways = {"rounded": sixteen_bits_arms.rounded_sums, "factors": sixteen_bits_arms.rounded_factors}
     for dtype in (torch.float32, torch.bfloat16):
         model = OneLayer(dtype)
-        for name, acting in (ways | {"products": sixteen_bits.float32_products}).items():
+        for name, acting in (ways | {"products": sixteen_bits_arms.float32_products}).items():
             if dtype == torch.float32 or name == "products":
                 with acting(model, states) as select:
                     select("slow")

@@ -95,6 +95,17 @@ def test_doctor_is_told_the_first_mend_of_the_first_work_that_does_not_fit(tmp_p
     assert memory.advice(gpu, little, 2) == "set runtime.offload to true"
 
 
+@pytest.mark.parametrize(("dtype", "copied"), [("fp32", True), ("bf16", False)])
+def test_only_full_weights_take_a_copy_of_what_the_adapters_change(tmp_path, dtype, copied):
+    params = small_params(make_tiny_flux(tmp_path / "teacher"))
+    params = replace(params, teacher=replace(params.teacher, dtype=dtype))
+    attention, every = (
+        memory.estimate(replace(params, training=replace(params.training, targets=targets))).evaluating
+        for targets in ("attention", "all")
+    )
+    assert (attention < every) is copied and (attention == every) is not copied
+
+
 @pytest.mark.parametrize("family", MAKERS)
 def test_offloading_takes_the_largest_part_instead_of_all(tmp_path, family):
     path = MAKERS[family](tmp_path / "teacher")
