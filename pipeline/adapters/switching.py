@@ -1,6 +1,6 @@
 """Activates adapters on a bare transformer, one per phase: as full weights, or as two products beside each layer.
 
-Full weights are W + B A, rounded to the weights' type. In 16 bits this rounding loses most of a small change B A.
+Full weights are W + B A, rounded to the weights' type. In 16 bits this rounding loses much of a small change B A.
 So the type of the base's weights decides (see `fuses`). Free memory decides nothing: it would change the images.
 """
 
