@@ -79,16 +79,22 @@ class How:
     acting: Callable[[nn.Module, States], AbstractContextManager[Select]]
 
 
-REFERENCE, FUSED, BARE = "float32, full weights", "bfloat16, full weights", "bfloat16, no adapter"
+REFERENCE = "float32, full weights"
+ROUNDED = "float32, full weights rounded to bfloat16"
+ROUNDED_FACTORS = "float32, beside the layers, A and B rounded to bfloat16"
+FLOOR = "float32, no adapter"  # what the bare base in bfloat16 is compared with
+FUSED = "bfloat16, full weights"
+BESIDE = "bfloat16, beside the layers"
+PRODUCTS = "bfloat16, beside the layers, products in float32"
+BARE = "bfloat16, no adapter"
 ARMS: dict[str, How] = {
     REFERENCE: How("fp32", partial(switching.acting, fused=True)),
     "float32, beside the layers": How("fp32", partial(switching.acting, fused=False)),
-    "float32, full weights rounded to bfloat16": How("fp32", rounded_sums),
-    "float32, beside the layers, A and B rounded to bfloat16": How("fp32", rounded_factors),
-    "float32, no adapter": How("fp32", lambda transformer, states: nullcontext(lambda phase: None)),
+    ROUNDED: How("fp32", rounded_sums),
+    ROUNDED_FACTORS: How("fp32", rounded_factors),
+    FLOOR: How("fp32", lambda transformer, states: nullcontext(lambda phase: None)),
     FUSED: How("bf16", partial(switching.acting, fused=True)),
-    "bfloat16, beside the layers": How("bf16", partial(switching.acting, fused=False)),
-    "bfloat16, beside the layers, products in float32": How("bf16", float32_products),
+    BESIDE: How("bf16", partial(switching.acting, fused=False)),
+    PRODUCTS: How("bf16", float32_products),
     BARE: How("bf16", lambda transformer, states: nullcontext(lambda phase: None)),
 }
-FLOOR = "float32, no adapter"  # what the bare base in bfloat16 is compared with

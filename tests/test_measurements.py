@@ -165,6 +165,11 @@ def test_adapters_in_16_bits_are_measured_on_any_pair(tmp_path):
     assert (tmp_path / "sixteen_bits.md").read_text() == sixteen_bits_page.page(found)
 
 
+def test_the_page_of_16_bits_is_what_the_command_makes_of_its_figures():
+    found = json.loads((handoff.DOCS / "sixteen_bits.json").read_text())
+    assert (handoff.DOCS / "sixteen_bits.md").read_text() == sixteen_bits_page.page(found)
+
+
 def test_the_two_transformers_have_the_same_weights(tmp_path):
     path = make_tiny_flux(tmp_path / "teacher")
     exact, short = (sixteen_bits.load(path, dtype).transformer for dtype in ("fp32", "bf16"))
