@@ -338,6 +338,15 @@ def test_a_table_reads_back_as_it_was_written(tmp_path, rank):
     assert results.path("rank", tmp_path).read_bytes() == first
 
 
+def test_runs_of_before_a_column_stand_beside_runs_that_have_it(tmp_path, rank):
+    old, new = result(rank.runs[0]), result(rank.runs[1], detail=0.87)
+    results.write("rank", [old, new], tmp_path)
+    first, second = results.read("rank", tmp_path)
+    assert (first.metrics["detail"], second.metrics["detail"]) == (None, 0.87)
+    assert [document.cell("detail", [row]) for row in (first, second)] == [document.DASH, "0.870"]
+    assert "detail" not in document.section(rank, [first, second]), "tables stay as wide as they were"
+
+
 def test_a_table_that_is_none_is_refused(tmp_path):
     assert results.read("rank", tmp_path) == []
     for text in ("variant,seed\na,b\n", "hello"):
