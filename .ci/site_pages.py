@@ -1,4 +1,4 @@
-"""Hook of mkdocs: files in the project's root become pages of the site, and links find them there."""
+"""Hook of mkdocs: files outside of docs/ become pages and files of the site, and links find them there."""
 
 import posixpath
 import re
@@ -9,13 +9,18 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Files in the root, and the pages that they become."""
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "pipeline/bundle/schemas/glance-3.json": "schemas/glance-3.json",
+}
+"""Files of the repository, and what they become in the site."""
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages of the root."""
+    """Adds the pages and files that lie outside of docs/."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text(encoding="utf-8")))
     return files

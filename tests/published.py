@@ -121,26 +121,40 @@ def write_bundle(folder: Path, seed: int = 0, **changes: object) -> Path:
         save_file(tensors, folder / f"{phase}.safetensors")
     adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["attn.to_q"]}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    manifest = {
-        "format": 2,
-        "base_model": "artifacts/teacher",
-        "base_digest": "sha256:" + 64 * "0",
-        "family": "flux",
-        "u": [1.0, 0.5],
-        "steps": [0, 2],
-        "teacher_steps": 4,
-        "phases": [
+    phases = changes.get(
+        "phases",
+        [
             {"name": "slow", "file": "slow.safetensors", "steps": [0], "u": [1.0], "sigmas": [1.0, 0.6]},
             {"name": "fast", "file": "fast.safetensors", "steps": [2], "u": [0.5], "sigmas": [0.6, 0.0]},
         ],
-        "handoffs": [{"step": 2, "u": 0.5, "sigma": 0.6}],
+    )
+    guidance = {"teacher_true_cfg_scale": 3.0, "student_true_cfg_scale": 1.0, "guidance_scale": 3.5}
+    manifest = {
+        "format": 3,
+        "base_model": "artifacts/teacher",
+        "base_digest": "sha256:" + 64 * "0",
+        "loras": [],
+        "family": "flux",
+        "base_license": "apache-2.0",
+        "license": "apache-2.0",
+        "u": [1.0, 0.5],
+        "sigmas": [*(sigma for phase in phases for sigma in phase["sigmas"][:-1]), 0.0],
+        "steps": [0, 2],
+        "teacher_steps": 4,
+        "phases": phases,
+        "handoffs": [
+            {"step": phase["steps"][0], "u": phase["u"][0], "sigma": phase["sigmas"][0]} for phase in phases[1:]
+        ],
         "height": 64,
         "width": 64,
         "max_sequence_length": 16,
         "dtype": "fp32",
-        "guidance": {"teacher_true_cfg_scale": 3.0, "student_true_cfg_scale": 1.0, "guidance_scale": 3.5},
-        "base_license": "apache-2.0",
+        "guidance": {**guidance, "negative_prompt": ""},
         "rank": 2,
+        "scale": 1.0,
+        "path": "consistent",
+        "solver": "euler",
+        "retention": None,
         **changes,
     }
     (folder / "glance.json").write_text(json.dumps(manifest))

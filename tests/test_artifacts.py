@@ -1,16 +1,21 @@
 """Artifacts are written whole or not at all, and digests see every byte."""
 
 import errno
+import json
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from pipeline import artifacts
 from pipeline.params import StudentParams
+from tests.published import ROOT
 
 
 @pytest.fixture
@@ -83,6 +88,44 @@ def test_tensors_round_trip_also_when_not_contiguous(tmp_path):
     x = torch.arange(6.0).view(2, 3).T
     artifacts.save_safetensors(tmp_path / "x.safetensors", {"x": x}, {"format": "1"})
     torch.testing.assert_close(load_file(tmp_path / "x.safetensors")["x"], x)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, {"a": ""}])
+def test_one_key_of_metadata_or_none_gives_the_bytes_of_the_stock_writer(tmp_path, metadata):
+    tensors = {"b": torch.arange(5.0), "a": torch.arange(3, dtype=torch.bfloat16)}
+    artifacts.save_safetensors(tmp_path / "ours", tensors, metadata)
+    save_file(tensors, tmp_path / "stock", metadata or {})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "stock").read_bytes()
+
+
+METADATA = {"b": "1", "a": 'two "quotes" \\ and\nlines', "é": "π", "": "", "{": '{"":"  "}', "long": 3000 * "x"}
+
+
+def test_metadata_is_read_back_whole_and_lies_in_the_order_of_its_keys(tmp_path):
+    tensors = {"b": torch.arange(5.0), "a": torch.arange(3, dtype=torch.bfloat16)}
+    artifacts.save_safetensors(tmp_path / "x", tensors, METADATA)
+    with safe_open(tmp_path / "x", framework="pt") as opened:
+        assert opened.metadata() == METADATA and sorted(opened.keys()) == ["a", "b"]
+        assert all(torch.equal(opened.get_tensor(name), tensors[name]) for name in tensors)
+    content = (tmp_path / "x").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(METADATA)
+
+
+def test_metadata_gives_the_same_bytes_in_every_process(tmp_path):
+    """The stock writer's do not: it orders the keys by a hash with a random seed."""
+    code = (
+        "import sys, torch; from pipeline import artifacts; from safetensors.torch import save_file\n"
+        "metadata = {str(i): str(i) for i in range(20)}; tensors = {'x': torch.arange(3.0)}\n"
+        "artifacts.save_safetensors(sys.argv[1] + '.ours', tensors, metadata)\n"
+        "save_file(tensors, sys.argv[1] + '.stock', metadata)\n"
+    )
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", code, str(tmp_path / seed)]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
+    written = {name: [(tmp_path / f"{seed}.{name}").read_bytes() for seed in "12"] for name in ("ours", "stock")}
+    assert written["ours"][0] == written["ours"][1]
+    assert written["stock"][0] != written["stock"][1]
 
 
 def test_tensors_that_do_not_fit_give_the_systems_error_and_leave_nothing(tmp_path, small_files):

@@ -78,6 +78,7 @@ def hook():
         ("docs/models/flux.md", "models/flux.md", "../results.md", "../results.md"),
         ("docs/models/flux.md", "models/flux.md", "../../README.md#run-it", "../index.md#run-it"),
         ("docs/pairs.md", "pairs.md", "#import", "#import"),
+        ("docs/contract.md", "contract.md", "../pipeline/bundle/schemas/glance-3.json", "schemas/glance-3.json"),
         ("docs/pairs.md", "pairs.md", "https://arxiv.org/abs/2512.02899", "https://arxiv.org/abs/2512.02899"),
     ],
 )
@@ -96,6 +97,8 @@ def test_the_site_is_built_without_warnings_and_loads_nothing_from_outside(tmp_p
         assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(?:https?:)?//[^>]+>", text), file
         assert not re.findall(r"<link[^>]+rel=\"?stylesheet\"?[^>]+href=\"?(?:https?:)?//[^>]+>", text), file
     assert "strip.png" in pages[tmp_path / "site" / "index.html"]
+    schema = tmp_path / "site" / "schemas" / "glance-3.json"
+    assert schema.read_bytes() == (ROOT / "pipeline" / "bundle" / "schemas" / "glance-3.json").read_bytes()
 
 
 def test_the_lines_of_the_readme_make_the_image_of_the_command(project, tmp_path):

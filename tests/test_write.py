@@ -33,7 +33,7 @@ def test_stock_diffusers_loads_the_trained_delta_of_every_module(pair):
 def test_the_manifest_says_what_a_sampler_needs(pair):
     manifest = json.loads((pair.bundle.folder / "glance.json").read_text())
     partition = pair.recorded.partition
-    assert manifest["format"] == 2
+    assert manifest["format"] == 3
     assert manifest["base_digest"] == backbones.digest(pair.recorded.teacher)
     assert manifest["u"] == list(partition.u) and manifest["steps"] == list(partition.steps[:-1])
     slow, fast = manifest["phases"]
@@ -43,9 +43,10 @@ def test_the_manifest_says_what_a_sampler_needs(pair):
     )
     (handoff,) = manifest["handoffs"]
     assert handoff == {"step": fast["steps"][0], "u": fast["u"][0], "sigma": partition.handoff}
-    assert slow["sigmas"][-1] == partition.handoff
-    assert (manifest["family"], manifest["rank"], manifest["base_license"]) == ("flux", 3, "unknown")
-    assert manifest["path"] == "consistent"
+    assert slow["sigmas"][-1] == partition.handoff and manifest["sigmas"] == list(partition.sigmas)
+    assert (manifest["family"], manifest["rank"], manifest["scale"]) == ("flux", 3, 1)
+    assert manifest["base_license"] == manifest["license"] == "unknown"
+    assert manifest["path"] == "consistent" and manifest["retention"] is None
     assert Bundle.load(pair.bundle.folder) == pair.bundle
     config = json.loads((pair.bundle.folder / "adapter_config.json").read_text())
     assert config["lora_alpha"] == config["r"] == 3

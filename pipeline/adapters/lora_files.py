@@ -69,8 +69,8 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
             pair is not whole, not finite or of another shape than its layer; or its strength is unclear. The message
             spells the tensor as the file does.
     """
-    file = _weights(Path(file))
-    tensors, header = _load(file)
+    file = weights(Path(file))
+    tensors, header = load(file)
     pairs = _pairs(tensors, file)
     strength = lora_strength.in_header(header, str(file))
     if strength is None and any("alpha" not in pair.keys for pair in pairs):
@@ -81,7 +81,7 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
     flat = {lora_names.flat(name): name for name in names}
     state: adapters.State = {}
     for pair in pairs:
-        name = _layer_name(pair.name, names, flat)
+        name = layer_name(pair.name, names, flat)
         if name is None:
             raise ValueError(f"{file} changes {pair.name}, which {base} does not have")
         a, b = _matrices(pair, tensors, file)
@@ -92,7 +92,7 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
     return dict(sorted(state.items()))
 
 
-def _weights(file: Path) -> Path:
+def weights(file: Path) -> Path:
     """The file itself, or the weights in a folder of peft's layout."""
     inside = file / adapters.WEIGHTS
     if file.is_dir() and not inside.is_file():
@@ -100,7 +100,7 @@ def _weights(file: Path) -> Path:
     return inside if file.is_dir() else file
 
 
-def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file, and the texts of its header."""
     try:
         with safe_open(file, framework="pt") as opened:
@@ -134,7 +134,7 @@ def _pairs(tensors: Mapping[str, Tensor], file: Path) -> list[Pair]:
     own = [pair for pair in pairs.values() if not _idle_text_encoder(pair, tensors, file)]
     if not own:
         raise ValueError(f"{file} must hold a LoRA of the transformer, got none")
-    prefixes = {_prefix(pair.name): pair for pair in own}
+    prefixes = {prefix(pair.name): pair for pair in own}
     if len(prefixes) > 1:
         one, other = (pair.keys["A"] for pair in list(prefixes.values())[:2])
         raise ValueError(f"{file} must keep to one layout, got {one} and {other}")
@@ -163,16 +163,17 @@ def _idle_text_encoder(pair: Pair, tensors: Mapping[str, Tensor], file: Path) ->
     return True
 
 
-def _prefix(name: str) -> str:
+def prefix(name: str) -> str:
+    """The prefix of a layer's name in a file: peft's own, then one of FLAT or DOTTED."""
     peft = adapters.PEFT_PREFIX if name.startswith(adapters.PEFT_PREFIX) else ""
-    return peft + next(prefix for prefix in (*FLAT, *DOTTED) if name.removeprefix(peft).startswith(prefix))
+    return peft + next(start for start in (*FLAT, *DOTTED) if name.removeprefix(peft).startswith(start))
 
 
-def _layer_name(name: str, names: Mapping[str, Target], flat: Mapping[str, str]) -> str | None:
+def layer_name(name: str, names: Mapping[str, Target], flat: Mapping[str, str]) -> str | None:
     """A file's name of a layer without prefix and with dots; None where the transformer has no such layer."""
-    prefix = _prefix(name)
-    rest = name.removeprefix(prefix)
-    rest = flat.get(rest, "") if prefix.endswith(FLAT) else rest
+    start = prefix(name)
+    rest = name.removeprefix(start)
+    rest = flat.get(rest, "") if start.endswith(FLAT) else rest
     return rest if rest in names else None
 
 

@@ -75,6 +75,14 @@ class StockBackbone(ABC):
                 module.requires_grad_(False).eval()
 
     @property
+    def known_as(self) -> dict[str, str]:
+        """What headers of LoRA files call the model, where other tools have a name for it.
+
+        `modelspec.architecture` and `ss_base_model_version` name the model, `ss_network_module` the kind of adapter.
+        """
+        return {}
+
+    @property
     @abstractmethod
     def pixels_per_token(self) -> int:
         """Height and width of a token in pixels: the autoencoder's scale, twice."""

@@ -6,9 +6,7 @@ glance.json           the manifest: the base, the levels, the phases, the guidan
 README.md             the model card
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,79 +15,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline import adapters, backbones
-from pipeline.artifacts import files, folder_digest, read_json
+from pipeline.artifacts import files, folder_digest, read_json, write_json
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.teacher import Teacher
-from pipeline.flow import solvers, stepping
+from pipeline.bundle import schemas, upgrading
+from pipeline.bundle.parts import SUFFIX, BundlePhase, Guidance, Retention
+from pipeline.flow import stepping
 from pipeline.flow.sampling import StepPlan, adapter_at
-from pipeline.partition import PHASES, Phase
 from pipeline.styles import Lora
 
 MANIFEST = "glance.json"
-MANIFEST_FORMAT = 2
 CARD = "README.md"
-SUFFIX = ".safetensors"
-NAME = re.compile("[a-z0-9_]+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BundlePhase:
-    """One phase's part of the path: one or more consecutive steps with one adapter."""
-
-    name: str
-    """The adapter's name, of a-z, 0-9 and _."""
-    file: str
-    """The adapter's file in the folder: <name>.safetensors."""
-    steps: tuple[int, ...]
-    """Teacher steps at which the student's steps start; the nearest ones, if the levels are not the teacher's."""
-    u: tuple[float, ...]
-    """Base levels at those steps."""
-    sigmas: tuple[float, ...]
-    """Noise levels at those levels, then at the end of the phase, for the training resolution."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError if the name has other letters, or the file another name."""
-        if not NAME.fullmatch(self.name):
-            raise ValueError(f"the name of a phase must be of a-z, 0-9 and _, got {self.name!r}")
-        if self.file != self.name + SUFFIX:
-            raise ValueError(f"the file of phase {self.name} must be {self.name + SUFFIX}, got {self.file!r}")
-
-    @classmethod
-    def of(cls, phase: Phase) -> "BundlePhase":
-        """The manifest's entry for a phase of a partition; raises ValueError if the name has other letters."""
-        return cls(name=phase.name, file=phase.name + SUFFIX, steps=phase.steps, u=phase.u, sigmas=phase.sigmas)
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "BundlePhase":
-        """Reads an entry of the manifest's list; raises KeyError, TypeError or ValueError if it is no phase."""
-        lists = {key: tuple(entry[key]) for key in ("steps", "u", "sigmas")}
-        return cls(name=entry["name"], file=entry["file"], **lists)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guidance:
-    """How teacher and student are guided."""
-
-    teacher_true_cfg_scale: float
-    student_true_cfg_scale: float
-    guidance_scale: float
-    negative_prompt: str = ""
+SCALE = 1.0
+"""The strength to load the adapters with: alpha / rank is multiplied into B."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """The content of glance.json, and the folder that it lies in."""
+    """The contract in glance.json, and the folder that it lies in."""
 
     folder: Path
     base_model: str
     base_digest: str
     family: str
-    u: tuple[float, ...]
-    """Base levels of the K steps: what stock pipelines take as `sigmas`."""
-    steps: tuple[int, ...]
     teacher_steps: int
     phases: tuple[BundlePhase, ...]
-    """In order."""
+    """In order, of any number."""
     height: int
     width: int
     max_sequence_length: int
@@ -97,6 +48,8 @@ class Bundle:
     """Dtype of the base's weights and latents, one of `teacher.DTYPES`."""
     guidance: Guidance
     base_license: str
+    license: str
+    """Licence of the adapters."""
     rank: int
     path: str = "consistent"
     """How the latents move, one of `stepping.PATHS`."""
@@ -104,40 +57,112 @@ class Bundle:
     """One of `solvers.SOLVERS`."""
     loras: tuple[Lora, ...] = ()
     """The LoRAs fused into the base, with the digests of their files."""
+    retention: Retention | None = None
+    """None before it is measured."""
+    base_folder: Path | None = None
+    """Where the base is on this machine, which no manifest says; None = where `base_model` says."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Bundle":
         """Reads a bundle and checks that its parts fit.
 
         Raises:
-            ValueError: A file or a key is missing, the format is another one, two phases have one name, the phases do
-                not join, an adapter belongs to no phase, or an adapter is not a LoRA of the stated rank.
+            ValueError: A file is missing, the manifest is no contract (see `from_json`), an adapter belongs to no
+                phase, or an adapter is not a LoRA of the stated rank.
         """
         folder = Path(folder)
         _require(folder, MANIFEST, adapters.CONFIG, CARD)
-        content = read_json(folder / MANIFEST)
-        if content.get("format") not in tuple(FORMATS):
-            known = " or ".join(map(str, FORMATS))
-            raise ValueError(f"{folder / MANIFEST}: format must be {known}, got {content.get('format')}")
-        try:
-            absent = {"loras": [], "path": cls.path, "solver": cls.solver}  # in bundles of earlier versions
-            content = absent | content
-            values: dict[str, Any] = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
-            values |= {
-                "u": tuple(values["u"]),
-                "steps": tuple(values["steps"]),
-                "phases": tuple(map(BundlePhase.from_json, FORMATS[content["format"]](values["phases"]))),
-                "guidance": Guidance(**values["guidance"]),
-                "loras": tuple(Lora(**entry) for entry in values["loras"]),
-            }
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / MANIFEST} is not a complete manifest ({error})") from error
-        stepping.check(f"{folder / MANIFEST}: path", values["path"])
-        solvers.check(f"{folder / MANIFEST}: solver", values["solver"])
-        bundle = cls(folder=folder, **values)
-        bundle._check_phases()
+        bundle = cls.from_json(read_json(folder / MANIFEST), folder, str(folder / MANIFEST))
+        bundle._check_files()
         bundle.states()
         return bundle
+
+    @classmethod
+    def from_json(cls, content: Any, folder: Path, source: str = MANIFEST) -> "Bundle":
+        """The bundle that a contract describes, whose files may be missing.
+
+        Args:
+            content: The content of a manifest, of any format.
+            folder: Where the adapters lie.
+            source: The contract's name in messages.
+
+        Raises:
+            ValueError: The content is no contract, two phases have one name, the phases do not join, or a list is not
+                what the phases say.
+        """
+        content = upgrading.current(content, source)
+        schemas.check(content, source)
+        alike = ("base_model", "base_digest", "family", "teacher_steps", "height", "width", "max_sequence_length")
+        alike += ("dtype", "base_license", "license", "rank", "path", "solver")
+        measured = content["retention"]
+        try:
+            bundle = cls(
+                folder=folder,
+                phases=tuple(map(BundlePhase.from_json, content["phases"])),
+                guidance=Guidance(**content["guidance"]),
+                loras=tuple(Lora(**entry) for entry in content["loras"]),
+                retention=None if measured is None else Retention(**measured),
+                **{key: content[key] for key in alike},
+            )
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        bundle._check_path(source)
+        own = bundle.to_json()
+        for key in ("u", "sigmas", "steps", "handoffs"):
+            if content[key] != own[key]:
+                raise ValueError(f"{source}: {key} must be {own[key]} as the phases say, got {content[key]}")
+        return bundle
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract in the current format, as JSON's types: what glance.json holds, and `from_json` reads back."""
+        return {
+            "format": schemas.FORMAT,
+            "base_model": self.base_model,
+            "base_digest": self.base_digest,
+            "loras": [asdict(lora) for lora in self.loras],
+            "family": self.family,
+            "base_license": self.base_license,
+            "license": self.license,
+            "u": list(self.u),
+            "sigmas": list(self.sigmas),
+            "steps": list(self.steps),
+            "teacher_steps": self.teacher_steps,
+            "phases": [phase.to_json() for phase in self.phases],
+            "handoffs": [
+                {"step": phase.steps[0], "u": phase.u[0], "sigma": phase.sigmas[0]} for phase in self.phases[1:]
+            ],
+            "height": self.height,
+            "width": self.width,
+            "max_sequence_length": self.max_sequence_length,
+            "dtype": self.dtype,
+            "guidance": asdict(self.guidance),
+            "rank": self.rank,
+            "scale": SCALE,
+            "path": self.path,
+            "solver": self.solver,
+            "retention": None if self.retention is None else asdict(self.retention),
+        }
+
+    def write_manifest(self, folder: Path) -> None:
+        """Writes glance.json into a folder. Raises ValueError unless the schema takes the contract."""
+        content = self.to_json()
+        schemas.check(content, MANIFEST)
+        write_json(folder / MANIFEST, content)
+
+    @property
+    def u(self) -> tuple[float, ...]:
+        """Base levels of the K steps: what stock pipelines take as `sigmas`."""
+        return tuple(level for phase in self.phases for level in phase.u)
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Final noise levels of the K steps for the trained size, then 0."""
+        return (*(sigma for phase in self.phases for sigma in phase.sigmas[:-1]), *self.phases[-1].sigmas[-1:])
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Teacher steps at which the K steps start; the nearest ones, if the levels are not the teacher's."""
+        return tuple(step for phase in self.phases for step in phase.steps)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -154,9 +179,7 @@ class Bundle:
 
     def base(self, path: str | Path | None = None, quantization: str = "none") -> Teacher:
         """The model that the adapters belong to, in the folder of the manifest or in `path`."""
-        return Teacher(
-            path=Path(path or self.base_model), dtype=self.dtype, quantization=quantization, loras=self.loras
-        )
+        return Teacher(path=self._base_folder(path), dtype=self.dtype, quantization=quantization, loras=self.loras)
 
     def check_base(self, path: str | Path | None = None) -> None:
         """Refuses a folder that does not hold the model that the adapters belong to.
@@ -168,7 +191,7 @@ class Bundle:
             ValueError: The folder is missing or holds another model, or a LoRA that is fused into the model is missing.
             FileNotFoundError: The folder holds no transformer.
         """
-        path = Path(path or self.base_model)
+        path = self._base_folder(path)
         if not path.exists():
             raise ValueError(f"the base model {path} is not here: go to the project's root, or name it with --teacher")
         digest = backbones.digest(path, self.loras)
@@ -193,6 +216,9 @@ class Bundle:
         plan = StepPlan(sigmas, adapters, None if self.path == "consistent" else moves, self.solver)
         return plan if strength is None else plan.tail(stepping.first_step(self.path, len(self.u), strength))
 
+    def _base_folder(self, path: str | Path | None) -> Path:
+        return Path(path or self.base_folder or self.base_model)
+
     def _state(self, path: Path) -> adapters.State:
         try:
             state = adapters.strip_prefix(load_file(path), adapters.DIFFUSERS_PREFIX, path)
@@ -204,34 +230,25 @@ class Bundle:
             raise ValueError(f"{path} must have rank {self.rank}, as {MANIFEST} says, got {sorted(ranks)}")
         return state
 
-    def _check_phases(self) -> None:
-        manifest, names = self.folder / MANIFEST, [phase.name for phase in self.phases]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"{manifest}: phases must have one or more entries of different names, got {names}")
+    def _check_files(self) -> None:
         _require(self.folder, *(phase.file for phase in self.phases))
         for file in files(self.folder):
             if file.endswith(SUFFIX) and file not in {phase.file for phase in self.phases}:
                 raise ValueError(f"{self.folder} must hold the adapters of {MANIFEST} alone, got {file}")
-        u = tuple(level for phase in self.phases for level in phase.u)
-        sigmas = (*(sigma for phase in self.phases for sigma in phase.sigmas[:-1]), *self.phases[-1].sigmas[-1:])
+
+    def _check_path(self, source: str) -> None:
+        names, sigmas = [phase.name for phase in self.phases], self.sigmas
+        if len(set(names)) < len(names):
+            raise ValueError(f"{source}: phases must have entries of different names, got {names}")
         joined = all(one.sigmas[-1:] == other.sigmas[:1] for one, other in pairwise(self.phases))
         own = all(len(phase.steps) == len(phase.u) == len(phase.sigmas) - 1 > 0 for phase in self.phases)
-        whole = joined and own and u == self.u and sigmas[-1] == 0
+        whole = joined and own and sigmas[-1] == 0
         if not whole or any(later >= earlier for earlier, later in pairwise(sigmas)):
             got = " and ".join(str(list(phase.sigmas)) for phase in self.phases)
             raise ValueError(
-                f"{manifest}: each phase must end where the next one starts, and sigma go down to 0, "
+                f"{source}: each phase must end where the next one starts, and sigma go down to 0, "
                 f"got {got} at {len(self.u)} levels"
             )
-
-
-def _pair(phases: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The phases of format 1, a mapping of slow and fast, as the list of format 2."""
-    return [{"name": name, "file": name + SUFFIX, **phases[name]} for name in PHASES]
-
-
-FORMATS: dict[int, Callable[[Any], Iterable[Mapping[str, Any]]]] = {1: _pair, MANIFEST_FORMAT: list}
-"""How the phases of each format of the manifest are read."""
 
 
 def _require(folder: Path, *names: str) -> None:

@@ -1,15 +1,15 @@
 """Writes a bundle: each phase's adapter with the keys of diffusers, the manifest and the model card."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from peft import LoraConfig
 
 from pipeline import adapters, backbones
-from pipeline.artifacts import save_safetensors, write_json
-from pipeline.bundle import card
-from pipeline.bundle.manifest import CARD, MANIFEST, MANIFEST_FORMAT, Bundle, BundlePhase, Guidance
+from pipeline.artifacts import save_safetensors
+from pipeline.bundle import card, header
+from pipeline.bundle.manifest import CARD, Bundle
+from pipeline.bundle.parts import BundlePhase, Guidance
 from pipeline.flow import stepping
 from pipeline.params import StudentParams, TeacherParams
 from pipeline.partition import Partition
@@ -49,48 +49,45 @@ def bundle(
     if len(set(ranks)) > 1:
         got = " and ".join(f"{rank} of {phase.name}" for rank, phase in zip(ranks, phases, strict=True))
         raise ValueError(f"all phases must have the same rank, got {got}")
+    config = read[0][1]
+    backbone = backbones.load(teacher.path, "cpu", parts=())
+    base_license = card.license_of(Path(teacher.path) / "README.md")
+    made = Bundle(
+        folder=folder,
+        base_model=teacher.path,
+        base_digest=backbones.digest(teacher.path, teacher.loras),
+        loras=pinned(teacher.loras),
+        family=backbone.family,
+        base_license=base_license,
+        license=base_license,  # adapters follow the licence of their base
+        teacher_steps=partition.teacher_steps,
+        phases=tuple(phases),
+        height=teacher.height,
+        width=teacher.width,
+        max_sequence_length=teacher.max_sequence_length,
+        dtype=teacher.dtype,
+        guidance=Guidance(
+            teacher_true_cfg_scale=teacher.true_cfg_scale,
+            student_true_cfg_scale=student.true_cfg_scale,
+            guidance_scale=teacher.guidance_scale,
+            negative_prompt=teacher.negative_prompt,
+        ),
+        rank=config.r,
+        path=path,
+        solver=student.solver,
+    )
     for phase, (state, _) in zip(phases, read, strict=True):
         tensors = {adapters.DIFFUSERS_PREFIX + key: tensor for key, tensor in state.items()}
-        save_safetensors(folder / phase.file, tensors, {"format": "pt"})
-    config = read[0][1]
+        save_safetensors(folder / phase.file, tensors, header.texts(made, phase.name, backbone))
     folded = LoraConfig(
         r=config.r, lora_alpha=config.r, target_modules=config.target_modules, exclude_modules=config.exclude_modules
     )
     folded.base_model_name_or_path = teacher.path
     adapters.write_config(folder, folded)
 
-    backbone = backbones.load(teacher.path, "cpu", parts=())
-    content = {
-        "format": MANIFEST_FORMAT,
-        "base_model": teacher.path,
-        "base_digest": backbones.digest(teacher.path, teacher.loras),
-        "loras": [asdict(lora) for lora in pinned(teacher.loras)],
-        "family": backbone.family,
-        "u": partition.u,
-        "steps": partition.steps[:-1],
-        "teacher_steps": partition.teacher_steps,
-        "phases": list(map(asdict, phases)),
-        "handoffs": [{"step": one.steps[0], "u": one.u[0], "sigma": one.sigmas[0]} for one in phases[1:]],
-        "height": teacher.height,
-        "width": teacher.width,
-        "max_sequence_length": teacher.max_sequence_length,
-        "dtype": teacher.dtype,
-        "guidance": asdict(
-            Guidance(
-                teacher_true_cfg_scale=teacher.true_cfg_scale,
-                student_true_cfg_scale=student.true_cfg_scale,
-                guidance_scale=teacher.guidance_scale,
-                negative_prompt=teacher.negative_prompt,
-            )
-        ),
-        "base_license": card.license_of(Path(teacher.path) / "README.md"),
-        "rank": config.r,
-        "path": path,
-        "solver": student.solver,
-    }
-    write_json(folder / MANIFEST, content)
+    made.write_manifest(folder)
     call = backbone.stock_guidance(student.true_cfg_scale, teacher.guidance_scale, teacher.negative_prompt)
-    (folder / CARD).write_text(card.text(content, call, imported=imported), encoding="utf-8")
-    made = Bundle.load(folder)
-    made.plan(backbone)
-    return made
+    (folder / CARD).write_text(card.text(made.to_json(), call, imported=imported), encoding="utf-8")
+    loaded = Bundle.load(folder)
+    loaded.plan(backbone)
+    return loaded

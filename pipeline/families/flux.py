@@ -71,6 +71,16 @@ class FluxBackbone(StockBackbone):
     lora_names = LORA_NAMES
 
     @property
+    def known_as(self) -> dict[str, str]:
+        """The names of kohya's sd-scripts; dev is the model with embedded guidance."""
+        architecture = "flux-1-dev" if self.transformer_config.get("guidance_embeds") else "flux-1"
+        return {
+            "modelspec.architecture": f"{architecture}/lora",
+            "ss_base_model_version": "flux1",
+            "ss_network_module": "networks.lora_flux",
+        }
+
+    @property
     def pixels_per_token(self) -> int:
         """16 for FLUX.1."""
         return 2 ** len(self.vae_config["block_out_channels"])

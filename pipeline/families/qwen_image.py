@@ -28,6 +28,15 @@ class QwenImageBackbone(StockBackbone):
     part_modules = {"text": ("text_encoder", "tokenizer"), "transformer": ("transformer",), "vae": ("vae",)}
 
     @property
+    def known_as(self) -> dict[str, str]:
+        """The names of musubi-tuner."""
+        return {
+            "modelspec.architecture": "Qwen-Image/lora",
+            "ss_base_model_version": "qwen_image",
+            "ss_network_module": "networks.lora_qwen_image",
+        }
+
+    @property
     def pixels_per_token(self) -> int:
         """16 for Qwen-Image."""
         return 2 * 2 ** len(self.vae_config["temperal_downsample"])

@@ -40,6 +40,15 @@ class ZImageBackbone(StockBackbone):
     part_modules = {"text": ("text_encoder", "tokenizer"), "transformer": ("transformer",), "vae": ("vae",)}
 
     @property
+    def known_as(self) -> dict[str, str]:
+        """The names of musubi-tuner."""
+        return {
+            "modelspec.architecture": "Z-Image/lora",
+            "ss_base_model_version": "z_image",
+            "ss_network_module": "networks.lora_zimage",
+        }
+
+    @property
     def pixels_per_token(self) -> int:
         """16 for Z-Image."""
         return 2 ** len(self.vae_config["block_out_channels"])

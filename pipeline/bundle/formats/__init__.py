@@ -33,7 +33,7 @@ def export(name: str, folder: Path, out: Path, *, base: Path | None = None) -> l
         raise ValueError(f"OUT must not be there yet, got {out}")
     bundle = Bundle.load(folder)
     if base is not None:
-        bundle = replace(bundle, base_model=str(base))
+        bundle = replace(bundle, base_folder=base)
     for inside in (bundle.folder, bundle.base().path):
         if out.resolve().is_relative_to(inside.resolve()):
             raise ValueError(f"OUT must lie outside of {inside}, whose digest covers every file in it, got {out}")

@@ -10,7 +10,7 @@ from pipeline import adapters, backbones
 from pipeline.adapters.switching import FusedAdapters
 from pipeline.artifacts import save_safetensors, write_json
 from pipeline.bundle.formats.base import Format
-from pipeline.bundle.manifest import MANIFEST, Bundle
+from pipeline.bundle.manifest import Bundle
 
 TRANSFORMER, CONFIG = "transformer", "config.json"
 WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
@@ -29,7 +29,7 @@ def write(bundle: Bundle, folder: Path) -> list[Path]:
         ValueError: An adapter names a module that the base lacks, or one of another shape; or the base cannot be
             loaded.
     """
-    shutil.copyfile(bundle.folder / MANIFEST, folder / MANIFEST)
+    bundle.write_manifest(folder)
     base = bundle.base()
     transformer = backbones.load(base, "cpu", parts=("transformer",)).transformer
     for phase, state in bundle.states().items():
