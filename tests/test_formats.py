@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from pipeline import adapters, backbones, cli
-from pipeline.artifacts import file_digest, files, folder_digest, read_json
+from pipeline.artifacts import file_digest, files, folder_digest, read_json, write_json
 from pipeline.bundle import importing
 from pipeline.bundle.formats import FORMATS, export, fused
 from pipeline.bundle.generating import generate
@@ -178,6 +178,22 @@ def test_the_folder_has_the_files_that_are_named_for_everyone_to_read(pair, tmp_
     assert (tmp_path / "out/glance.json").read_bytes() == (pair.bundle.folder / "glance.json").read_bytes()
     config = pair.recorded.teacher / "transformer/config.json"
     assert (tmp_path / "out/slow/transformer/config.json").read_bytes() == config.read_bytes()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_bundle_of_an_earlier_format_is_exported_with_the_contract_of_today(pair, tmp_path, number):
+    older = shutil.copytree(pair.bundle.folder, tmp_path / "older")
+    content = read_json(older / "glance.json")
+    today = dict(content)
+    for key in ("sigmas", "license", "scale", "retention", "handoffs"):
+        del content[key]
+    content |= {"format": number}
+    if number == 1:
+        content["phases"] = {phase.pop("name"): phase for phase in content["phases"]}
+        content["handoff"] = today["handoffs"][0]
+    write_json(older / "glance.json", content)
+    export("fused", older, tmp_path / "out")
+    assert read_json(tmp_path / "out/glance.json") == today
 
 
 def test_the_same_bundle_gives_the_same_bytes_and_stays_as_it_was(pair, out, tmp_path):

@@ -6,7 +6,8 @@ The layouts that are read, and who writes them, are listed in docs/lora_files.md
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,9 +71,9 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
             spells the tensor as the file does.
     """
     file = weights(Path(file))
-    tensors, header = load(file)
+    tensors, texts = load(file)
     pairs = _pairs(tensors, file)
-    strength = lora_strength.in_header(header, str(file))
+    strength = lora_strength.in_header(texts, str(file))
     if strength is None and any("alpha" not in pair.keys for pair in pairs):
         strength = lora_strength.in_folder(file.parent)
     base = f"the transformer of {backbone.path}"
@@ -93,7 +94,7 @@ def read(file: str | Path, backbone: StockBackbone) -> adapters.State:
 
 
 def weights(file: Path) -> Path:
-    """The file itself, or the weights in a folder of peft's layout."""
+    """The file itself, or the weights in a folder of peft's layout. Raises ValueError for a folder without them."""
     inside = file / adapters.WEIGHTS
     if file.is_dir() and not inside.is_file():
         raise ValueError(f"{file} is a folder without {adapters.WEIGHTS}: name the .safetensors file")
@@ -101,11 +102,26 @@ def weights(file: Path) -> Path:
 
 
 def load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, and the texts of its header."""
+    """The tensors of a file, and the texts of its header. Raises ValueError as `header` does."""
+    with _opened(file) as opened:
+        return {name: opened.get_tensor(name) for name in sorted(opened.keys())}, opened.metadata() or {}
+
+
+def header(file: str | Path) -> dict[str, str]:
+    """The texts in the header of a LoRA file, as `read` takes it.
+
+    Raises:
+        ValueError: The file is missing or no safetensors file, or a tensor has a type that torch does not know.
+    """
+    with _opened(weights(Path(file))) as opened:
+        return opened.metadata() or {}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[safe_open]:
     try:
         with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            return {name: opened.get_tensor(name) for name in sorted(names)}, opened.metadata() or {}
+            yield opened
     except FileNotFoundError as error:
         raise ValueError(f"{file} is missing") from error
     except SafetensorError as error:

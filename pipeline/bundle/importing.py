@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -12,12 +13,16 @@ from peft import LoraConfig
 from pipeline import adapters, backbones, partition
 from pipeline.adapters import lora_files
 from pipeline.artifacts import atomic_dir
+from pipeline.backbones.stock import StockBackbone
 from pipeline.bundle import experts, write
+from pipeline.bundle.carried import Carried
 from pipeline.bundle.manifest import Bundle
 from pipeline.flow import stepping
 from pipeline.flow.schedule import Schedule
 from pipeline.params import Params
 from pipeline.partition import Partition
+
+SAME_LEVEL = 1e-6  # two machines compute a noise level with other last digits
 
 
 def bundle(
@@ -48,21 +53,86 @@ def bundle(
             the path is unknown or for another number of phases, or the strength is not finite.
     """
     stepping.check("path", path)
+    backbone = backbones.load(params.teacher.path, "cpu", parts=())
+    states = _states(files, backbone, strength)
+    split = _split(params, backbone.schedule(params.teacher.height, params.teacher.width), rule, steps, levels)
+    return _written(states, split, params, out, path=path)
+
+
+def rebuilt(carried: Carried, params: Params, out: Path, strength: float = 1.0) -> Bundle:
+    """Writes the bundle that a contract describes from the files that carry the contract, whole or not at all.
+
+    Args:
+        carried: The contract, which says levels, names, guidance and size, and the file of each phase.
+        params: The parameters, whose teacher is the base.
+        out: The folder to make.
+        strength: Factor on the adapters. If it is not 1, the contract's retention does not count.
+
+    Raises:
+        ValueError: A file is no LoRA of the base, the contract is of another base or other noise levels than the
+            base's, or the strength is not finite.
+    """
+    said, own = carried.contract, params.teacher
+    digest = backbones.digest(own.path, own.loras)
+    if digest != said.base_digest:
+        raise ValueError(
+            f"the files carry a contract for another model than {own.path}: {said.base_digest}, not {digest}; "
+            "with --levels or --rule they are imported for this model all the same"
+        )
+    teacher = replace(
+        own,
+        steps=said.teacher_steps,
+        height=said.height,
+        width=said.width,
+        max_sequence_length=said.max_sequence_length,
+        dtype=said.dtype,
+        true_cfg_scale=said.guidance.teacher_true_cfg_scale,
+        guidance_scale=said.guidance.guidance_scale,
+        negative_prompt=said.guidance.negative_prompt,
+    )
+    student = replace(params.student, true_cfg_scale=said.guidance.student_true_cfg_scale, solver=said.solver)
+    backbone = backbones.load(own.path, "cpu", parts=())
+    schedule = backbone.schedule(said.height, said.width)
+    split = experts.at_levels(said.u, [one.name for one in said.phases for _ in one.steps], teacher.steps, schedule)
+    if not all(math.isclose(*levels, abs_tol=SAME_LEVEL) for levels in zip(split.sigmas, said.sigmas, strict=True)):
+        raise ValueError(
+            f"the files carry a contract with the noise levels {_listed(said.sigmas)}, and the scheduler of {own.path} "
+            f"gives {_listed(split.sigmas)}; with --levels or --rule they are imported for this model all the same"
+        )
+    states = _states(carried.files, backbone, strength)
+    kept = said.retention if strength == 1 else None
+    return _written(
+        states,
+        split,
+        replace(params, teacher=teacher, student=student),
+        out,
+        path=said.path,
+        license=said.license,
+        retention=kept,
+    )
+
+
+def _states(files: Mapping[str, Path], backbone: StockBackbone, strength: float) -> dict[str, adapters.State]:
+    """The adapter of each phase, times the strength."""
     if not math.isfinite(strength):
         raise ValueError(f"--strength must be a finite number, got {strength}")
-    backbone = backbones.load(params.teacher.path, "cpu", parts=())
-    states = {phase: _scaled(lora_files.read(file, backbone), strength) for phase, file in files.items()}
-    rank = max(tensor.shape[0] for state in states.values() for key, tensor in state.items() if ".lora_A." in key)
-    split = _split(params, backbone.schedule(params.teacher.height, params.teacher.width), rule, steps, levels)
+    return {phase: _scaled(lora_files.read(file, backbone), strength) for phase, file in files.items()}
+
+
+def _written(
+    states: Mapping[str, adapters.State], split: Partition, params: Params, out: Path, **contract: Any
+) -> Bundle:
+    """Writes the bundle at the largest rank of its adapters; `contract` are keywords of `write.bundle`."""
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")
+    rank = max(tensor.shape[0] for state in states.values() for key, tensor in state.items() if ".lora_A." in key)
     with TemporaryDirectory() as scratch, atomic_dir(out) as folder:
         folders = {phase: Path(scratch) / str(i) for i, phase in enumerate(states)}
         for phase, state in states.items():
             state = _padded(state, rank)
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=adapters.adapted(state))
             adapters.save(folders[phase], state, config)
-        write.bundle(folder, folders, split, params.teacher, params.student, path=path, imported=True)
+        write.bundle(folder, folders, split, params.teacher, params.student, imported=True, **contract)
     return Bundle.load(out)
 
 
@@ -79,6 +149,10 @@ def _split(
     wanted = replace(params.partition, rule=rule, slow_steps=slow_steps, fast_steps=fast_steps)
     every = replace(params.trajectories, steps=params.teacher.steps)
     return experts.regroup(partition.compute(replace(params, partition=wanted, trajectories=every), schedule), acting)
+
+
+def _listed(levels: Sequence[float]) -> str:
+    return ", ".join(f"{level:.4f}" for level in levels)
 
 
 def _scaled(state: adapters.State, strength: float) -> adapters.State:

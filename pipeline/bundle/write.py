@@ -9,7 +9,7 @@ from pipeline import adapters, backbones
 from pipeline.artifacts import save_safetensors
 from pipeline.bundle import card, header
 from pipeline.bundle.manifest import CARD, Bundle
-from pipeline.bundle.parts import BundlePhase, Guidance
+from pipeline.bundle.parts import BundlePhase, Guidance, Retention
 from pipeline.flow import stepping
 from pipeline.params import StudentParams, TeacherParams
 from pipeline.partition import Partition
@@ -25,6 +25,8 @@ def bundle(
     *,
     path: str = "consistent",
     imported: bool = False,
+    license: str | None = None,
+    retention: Retention | None = None,
 ) -> Bundle:
     """Writes a bundle and reads it back.
 
@@ -36,6 +38,8 @@ def bundle(
         student: How the student is run.
         path: How the latents move, one of `stepping.PATHS`.
         imported: Whether the adapters were trained elsewhere, as the card then says.
+        license: The licence of the adapters; None = that of the base.
+        retention: What was measured of these adapters; None = nothing yet.
 
     Raises:
         ValueError: An adapter or a LoRA of the teacher is missing, the adapters have different ranks, the name of a
@@ -59,7 +63,7 @@ def bundle(
         loras=pinned(teacher.loras),
         family=backbone.family,
         base_license=base_license,
-        license=base_license,  # adapters follow the licence of their base
+        license=license or base_license,
         teacher_steps=partition.teacher_steps,
         phases=tuple(phases),
         height=teacher.height,
@@ -75,6 +79,7 @@ def bundle(
         rank=config.r,
         path=path,
         solver=student.solver,
+        retention=retention,
     )
     for phase, (state, _) in zip(phases, read, strict=True):
         tensors = {adapters.DIFFUSERS_PREFIX + key: tensor for key, tensor in state.items()}

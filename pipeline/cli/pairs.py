@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from pipeline import artifacts
 from pipeline.cli.edges import bundle_folder, in_root, name_of, one_sentence, show
@@ -51,11 +52,20 @@ def import_pair(
     """Make a bundle for params.yaml's teacher from LoRA files of any trainer: docs/lora_files.md lists the layouts.
 
     FILES, in the order of their steps, are .safetensors files, or folders that peft saved: two of them are a pair, slow
-    and fast.
+    and fast. Files that all carry a contract in their headers, as those of a bundle do, need no other option.
     """
     from pipeline import params
-    from pipeline.bundle import importing
+    from pipeline.bundle import carried, importing
 
+    given = [f"--{name.replace('_', '-')}" for name in OF_THE_PATH if _given(name)]
+    found = None if given else carried.by(files)
+    if found is not None:
+        made = importing.rebuilt(found, params.load(), out, strength)
+        click.echo(f"steps, levels and names are those of the contract that the {len(files)} files carry")
+        click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
+        return
+    if given and carried.carry(files):
+        click.echo(f"the contract that the files carry is not used, because of {', '.join(given)}")
     phases = _names(names, len(files))
     counts = (slow_steps, fast_steps) if steps is None and len(files) == 2 else _counts(steps, len(files))
     made = importing.bundle(
@@ -69,6 +79,15 @@ def import_pair(
         None if levels is None else _levels(levels),
     )
     click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
+
+
+OF_THE_PATH = ("rule", "slow_steps", "fast_steps", "steps", "levels", "names", "path")
+"""The options of `import_pair` that take the place of a contract."""
+
+
+def _given(option: str) -> bool:
+    """Whether the user gave an option of the command that runs."""
+    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def _names(given: str | None, count: int) -> tuple[str, ...]:
