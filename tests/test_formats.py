@@ -4,6 +4,7 @@ import re
 import resource
 import shutil
 import stat
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def test_the_folder_has_the_files_that_are_named_for_everyone_to_read(pair, tmp_
 def test_a_bundle_of_an_earlier_format_is_exported_with_the_contract_of_today(pair, tmp_path, number):
     older = shutil.copytree(pair.bundle.folder, tmp_path / "older")
     content = read_json(older / "glance.json")
-    today = dict(content)
+    today = deepcopy(content)
     for key in ("sigmas", "license", "scale", "retention", "handoffs"):
         del content[key]
     content |= {"format": number}

@@ -23,7 +23,7 @@ FAMILIES = "pipeline.families"  # imported by name, since a family imports this 
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silences a warning at a pipeline's import: image processors, unused here, would like torchvision."""
     from transformers.utils import logging
 
@@ -77,7 +77,7 @@ def family(path: str | Path) -> type[StockBackbone]:
     families = import_module(FAMILIES).CLASSES
     if name not in families:
         raise ValueError(f"teacher: the pipeline class of {path} must be one of {', '.join(families)}, got {name}")
-    with _quiet_transformers():
+    with quiet_transformers():
         return import_module(f"{FAMILIES}.{families[name]}").BACKBONE
 
 

@@ -26,6 +26,11 @@ from pipeline.styles import Lora
 
 MANIFEST = "glance.json"
 CARD = "README.md"
+ALIKE = (
+    *("base_model", "base_digest", "family", "teacher_steps", "height", "width", "max_sequence_length", "dtype"),
+    *("base_license", "license", "rank", "path", "solver"),
+)
+"""Fields of a bundle that are keys of the contract with the same value."""
 SCALE = 1.0
 """The strength to load the adapters with: alpha / rank is multiplied into B."""
 
@@ -92,8 +97,6 @@ class Bundle:
         """
         content = upgrading.current(content, source)
         schemas.check(content, source)
-        alike = ("base_model", "base_digest", "family", "teacher_steps", "height", "width", "max_sequence_length")
-        alike += ("dtype", "base_license", "license", "rank", "path", "solver")
         measured = content["retention"]
         try:
             bundle = cls(
@@ -102,7 +105,7 @@ class Bundle:
                 guidance=Guidance(**content["guidance"]),
                 loras=tuple(Lora(**entry) for entry in content["loras"]),
                 retention=None if measured is None else Retention(**measured),
-                **{key: content[key] for key in alike},
+                **{key: content[key] for key in ALIKE},
             )
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error

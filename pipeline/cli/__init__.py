@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from pipeline.cli import benchmarks, images, pairs, project, teachers, versions
+from pipeline.cli import benchmarks, checks, images, pairs, project, teachers, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +27,7 @@ for command in (
     teachers.assemble,
     pairs.import_pair,
     pairs.rival,
+    checks.check,
     pairs.export,
     pairs.evaluate,
     versions.register,

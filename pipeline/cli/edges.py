@@ -17,7 +17,14 @@ from tqdm import tqdm
 from pipeline import artifacts, out_of_memory
 from pipeline.console import sentence, sentences
 
-ANYWHERE = ("generate", "assemble", "pull", "clean", "doctor")  # need no valid params.yaml; the doctor checks it
+ANYWHERE = (
+    "generate",
+    "check",
+    "assemble",
+    "pull",
+    "clean",
+    "doctor",
+)  # need no valid params.yaml; the doctor checks it
 OF_ROOT = ("params.yaml", "dvc.yaml")  # the files that show a project's root
 
 
