@@ -117,6 +117,12 @@ def header(file: str | Path) -> dict[str, str]:
         return opened.metadata() or {}
 
 
+def keys(file: str | Path) -> list[str]:
+    """The names of a LoRA file's tensors, as the file spells them, sorted. Raises ValueError as `header` does."""
+    with _opened(weights(Path(file))) as opened:
+        return sorted(opened.keys())
+
+
 @contextmanager
 def _opened(file: Path) -> Iterator[safe_open]:
     try:

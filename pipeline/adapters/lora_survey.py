@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,25 +61,14 @@ def survey(file: str | Path, names: Mapping[str, Target], layers: Mapping[str, t
     """
     file = lora_files.weights(Path(file))
     tensors, header = lora_files.load(file)
-    pairs: dict[str, dict[str, str]] = {}
-    loose, halves = [], Counter[str]()
-    for key in tensors:
-        match = KEY.fullmatch(key)
-        if match is None or match["name"].startswith(TEXT_ENCODERS):
-            loose.append(key)
-            continue
-        kind = HALVES[match["half"]] if match["half"] else "alpha"
-        pairs.setdefault(match["name"], {})[kind] = key
-        if kind == "A":
-            halves[match["half"] + (".default" if match["adapter"] else "") + ".weight"] += 1
-    flat = {lora_names.flat(name): name for name in names}
-    found = {name: lora_files.layer_name(name, names, flat) for name in pairs}
+    pairs, loose = _pairs(tensors)
+    found = _layers(pairs, names)
     whole = {name: pair for name, pair in pairs.items() if {"A", "B"} <= pair.keys()}
     unbound = [key for name, pair in pairs.items() if found[name] is None for key in pair.values()] + loose
     alpha = _place_of_alpha(file, header, pairs)
     prefixes = Counter(lora_files.prefix(name) for name in pairs)
     naming = lora_layouts.naming(filter(None, found.values()), names, layers)
-    mark = prefixes.most_common(1), halves.most_common(1)
+    mark = prefixes.most_common(1), _halves(tensors).most_common(1)
     return Survey(
         file=file,
         header=header,
@@ -96,6 +85,43 @@ def survey(file: str | Path, names: Mapping[str, Target], layers: Mapping[str, t
         pairs=len(whole),
         idle=sum(not all(tensors[pair[half]].float().any() for half in "AB") for pair in whole.values()),
     )
+
+
+def bound(keys: Iterable[str], names: Mapping[str, Target]) -> int:
+    """How many of a file's keys have a place, as `Survey.bound` says, without the tensors."""
+    pairs, _ = _pairs(keys)
+    found = _layers(pairs, names)
+    return sum(len(pair) for name, pair in pairs.items() if found[name] is not None)
+
+
+def _pairs(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The keys of each layer by their role, "A", "B" or "alpha"; and the keys of no layer of a transformer."""
+    pairs: dict[str, dict[str, str]] = {}
+    loose = []
+    for key in keys:
+        match = KEY.fullmatch(key)
+        if match is None or match["name"].startswith(TEXT_ENCODERS):
+            loose.append(key)
+        else:
+            pairs.setdefault(match["name"], {})[HALVES[match["half"]] if match["half"] else "alpha"] = key
+    return pairs, loose
+
+
+def _layers(pairs: Iterable[str], names: Mapping[str, Target]) -> dict[str, str | None]:
+    """The name in `names` of each layer that a file names; None without a place."""
+    flat = {lora_names.flat(name): name for name in names}
+    return {name: lora_files.layer_name(name, names, flat) for name in pairs}
+
+
+def _halves(keys: Iterable[str]) -> Counter[str]:
+    """How the keys of A end, with the number of each ending."""
+    matches = filter(None, map(KEY.fullmatch, keys))
+    ends = (
+        f"{match['half']}{'.default' if match['adapter'] else ''}.weight"
+        for match in matches
+        if match["half"] and HALVES[match["half"]] == "A"
+    )
+    return Counter(ends)
 
 
 def _rank(a: Tensor) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline import adapters
-from pipeline.adapters import lora_names, lora_survey
+from pipeline.adapters import lora_files, lora_names, lora_survey
 from pipeline.adapters.lora_names import Target
 from pipeline.adapters.lora_survey import Survey
 from pipeline.backbones import FAMILIES, quiet_transformers
@@ -58,9 +58,10 @@ def nearest(file: str | Path) -> tuple[str | None, Survey]:
 
     None in place of the family if each has a place for less than half of them.
     """
-    surveys = {name: lora_survey.survey(file, known.names, known.layers) for name, known in families().items()}
-    name = max(surveys, key=lambda name: surveys[name].bound)
-    return name if 2 * surveys[name].bound >= surveys[name].keys else None, surveys[name]
+    keys = lora_files.keys(file)
+    name, known = max(families().items(), key=lambda item: lora_survey.bound(keys, item[1].names))
+    survey = lora_survey.survey(file, known.names, known.layers)
+    return name if 2 * survey.bound >= survey.keys else None, survey
 
 
 def foreign(survey: Survey) -> str | None:
