@@ -160,14 +160,14 @@ def test_register_without_an_evaluation_of_this_bundle_is_one_sentence(evaluated
 
 def test_another_base_is_refused_by_generate_and_evaluate(workplace, tmp_path):
     other = shutil.copytree("theirs", tmp_path / "other")
-    manifest = json.loads((other / "glance.json").read_text()) | {"base_digest": "sha256:other"}
+    manifest = json.loads((other / "glance.json").read_text()) | {"base_digest": f"sha256:{64 * '0'}"}
     (other / "glance.json").write_text(json.dumps(manifest))
-    assert "was made for another model than artifacts/teacher: sha256:other" in refused(
+    assert "was made for another model than artifacts/teacher: sha256:000" in refused(
         "generate", "a star", "--bundle", other
     )
     out = tmp_path / "evaluation"
     message = refused("evaluate", other, "--out", out)
-    assert "other must belong to the teacher in artifacts/teacher" in message and message.endswith("sha256:other")
+    assert "other must belong to the teacher in artifacts/teacher" in message and message.endswith(64 * "0")
     assert list(tmp_path.iterdir()) == [other], "nothing is left of a refused evaluation"
 
 

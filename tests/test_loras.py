@@ -268,10 +268,11 @@ def test_the_manifest_pins_the_loras_and_an_older_one_has_none(styled, teachers)
     manifest = styled.folder / "glance.json"
     content = YAML(typ="safe", pure=True).load(manifest)
     del content["loras"]
-    artifacts.write_json(manifest, content)
+    artifacts.write_json(manifest, content | {"format": 2})
     assert Bundle.load(styled.folder).loras == ()
-    artifacts.write_json(manifest, content | {"loras": [{"file": "../a.safetensors", "weight": 1.0}]})
-    with pytest.raises(ValueError, match="glance.json is not a complete manifest .*under loras/"):
+    outside = {"file": "../a.safetensors", "weight": 1.0, "sha256": None}
+    artifacts.write_json(manifest, content | {"loras": [outside]})
+    with pytest.raises(ValueError, match="glance.json: teacher.loras must hold .*under loras/"):
         Bundle.load(styled.folder)
 
 
