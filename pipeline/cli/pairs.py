@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from pipeline import artifacts
 from pipeline.cli.edges import bundle_folder, in_root, name_of, one_sentence, show
 from pipeline.console import progress, set_threads
+
+OF_LORAS = ("rule", "slow_steps", "fast_steps", "steps", "levels", "names", "strength", "path")
 
 
 @click.command("import")
@@ -51,11 +54,17 @@ def import_pair(
     """Make a bundle for params.yaml's teacher from LoRA files of any trainer: docs/lora_files.md lists the layouts.
 
     FILES, in the order of their steps, are .safetensors files, or folders that peft saved: two of them are a pair, slow
-    and fast.
+    and fast. One file of `glance export --format one-file` gives its own bundle again, whatever params.yaml says.
     """
     from pipeline import params
     from pipeline.bundle import importing
+    from pipeline.bundle.formats import one_file
 
+    if len(files) == 1 and one_file.content_of(files[0]):
+        _refuse_given(files[0], OF_LORAS)
+        made = one_file.restore(files[0], out)
+        click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
+        return
     phases = _names(names, len(files))
     counts = (slow_steps, fast_steps) if steps is None and len(files) == 2 else _counts(steps, len(files))
     made = importing.bundle(
@@ -69,6 +78,16 @@ def import_pair(
         None if levels is None else _levels(levels),
     )
     click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
+
+
+def _refuse_given(file: Path, options: tuple[str, ...]) -> None:
+    """Raises ValueError if the command line sets an option that a whole bundle in one file says itself."""
+    context = click.get_current_context()
+    for name in options:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for LoRA files, and {file} holds a whole bundle: leave it out"
+            )
 
 
 def _names(given: str | None, count: int) -> tuple[str, ...]:

@@ -1,0 +1,138 @@
+"""One LoRA file per phase in the layout of sd-scripts, Forge and musubi-tuner."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline import adapters, backbones
+from pipeline.adapters.lora_names import Target, flat
+from pipeline.artifacts import read_json, save_safetensors
+from pipeline.bundle.formats.base import Format
+from pipeline.bundle.formats.stacking import authors_names, stacked_pair
+from pipeline.bundle.manifest import MANIFEST, Bundle, bundle_digest
+
+PREFIX = "lora_unet_"
+Names = Callable[[Mapping[str, tuple[int, int]], Mapping[str, Target]], Mapping[str, Target]]
+
+log = logging.getLogger(__name__)
+
+
+def own_names(shapes: Mapping[str, tuple[int, int]], foreign: Mapping[str, Target]) -> dict[str, Target]:
+    """Each layer under the name that diffusers gives it."""
+    return {layer: Target((layer,)) for layer in shapes}
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a family's trainer of this layout names things.
+
+    Attributes:
+        names: (shapes of the layers, the family's `lora_names`) -> the layers in each module of the trainer.
+        module: The trainer's module for LoRA networks, as its files say.
+        version: What its files call the base.
+        blocks: How the names of modules start that every reader of the layout takes; () = those of all modules.
+    """
+
+    names: Names
+    module: str
+    version: str
+    blocks: tuple[str, ...] = ()
+
+
+TRAINERS = {
+    "flux": Trainer(authors_names, "networks.lora_flux", "flux1", ("double_blocks.", "single_blocks.")),
+    "qwen_image": Trainer(own_names, "networks.lora_qwen_image", "qwen_image"),
+    "z_image": Trainer(own_names, "networks.lora_zimage", "z_image"),
+}
+"""The trainer of each family."""
+
+
+def write(bundle: Bundle, folder: Path) -> list[Path]:
+    """Writes a file per phase, named by the bundle's digest since all LoRAs often lie in one folder, and the manifest.
+
+    Raises:
+        ValueError: No trainer of this layout is known for the family, or an adapter changes a layer that the base does
+            not have, or one of another shape.
+    """
+    if bundle.family not in TRAINERS:
+        raise ValueError(
+            f"--format kohya is for {', '.join(TRAINERS)}, and no trainer of it is known for {bundle.family}"
+        )
+    trainer = TRAINERS[bundle.family]
+    backbone = backbones.load(bundle.base().path, "cpu", parts=())
+    shapes = adapters.linear_shapes(backbone.skeleton())
+    names = trainer.names(shapes, backbone.lora_names)
+    stem = f"glance-{bundle_digest(bundle.folder).removeprefix('sha256:')[:8]}"
+    shutil.copyfile(bundle.folder / MANIFEST, folder / MANIFEST)
+    files = []
+    for phase, state in bundle.states().items():
+        adapters.check(state, shapes, f"adapter {phase}")
+        content = tensors(state, names, shapes)
+        files.append(Path(f"{stem}-{phase}.safetensors"))
+        save_safetensors(folder / files[-1], content, header(content, trainer, bundle, phase))
+    _name_the_rest(bundle, names, trainer)
+    return [Path(MANIFEST), *files]
+
+
+def tensors(
+    state: adapters.State, names: Mapping[str, Target], shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, Tensor]:
+    """An adapter in the layout: A and B of each module that it changes, and alpha = rank, since the scale is in B.
+
+    Args:
+        state: The adapter, with folded scale.
+        names: The layers in each module.
+        shapes: (out, in) of every layer.
+    """
+    changed, found = set(adapters.adapted(state)), {}
+    for name, target in names.items():
+        if changed.isdisjoint(target.layers):
+            continue
+        a, b = stacked_pair(state, target, shapes)
+        key = PREFIX + flat(name)
+        found |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b, f"{key}.alpha": torch.tensor(float(len(a)))}
+    return found
+
+
+def header(content: Mapping[str, Tensor], trainer: Trainer, bundle: Bundle, phase: str) -> dict[str, str]:
+    """What the trainer's own files say of themselves, and the bundle's manifest, since LoRA files travel alone."""
+    ranks = {len(tensor) for key, tensor in content.items() if key.endswith(".lora_down.weight")}
+    rank = str(*ranks) if len(ranks) == 1 else "Dynamic"  # the trainers' word for more than one
+    return {
+        "format": "pt",
+        "ss_base_model_version": trainer.version,
+        "ss_network_alpha": rank,
+        "ss_network_dim": rank,
+        "ss_network_module": trainer.module,
+        "glance_phase": phase,
+        "glance_manifest": json.dumps(read_json(bundle.folder / MANIFEST)),
+    }
+
+
+def _name_the_rest(bundle: Bundle, names: Mapping[str, Target], trainer: Trainer) -> None:
+    """Says which changes of the files are lost in some readers of the layout."""
+    changed = {layer for state in bundle.states().values() for layer in adapters.adapted(state)}
+    rest = sorted(
+        name
+        for name, target in names.items()
+        if trainer.blocks and not name.startswith(trainer.blocks) and not changed.isdisjoint(target.layers)
+    )
+    if rest:
+        log.warning(
+            "these modules are in the files, but outside of the blocks, and some tools pass them over "
+            "(docs/pairs.md): %s",
+            ", ".join(rest),
+        )
+
+
+KOHYA = Format(
+    name="kohya",
+    description="A LoRA file per phase in the layout of sd-scripts, Forge and musubi-tuner.",
+    write=write,
+)
