@@ -174,12 +174,18 @@ def test_the_header_says_what_trainers_say_and_carries_the_manifest(bundles, tmp
         }
 
 
-def test_modules_that_some_readers_pass_over_are_named(bundles, tmp_path, caplog):
+def test_modules_that_a_tool_passes_over_are_named(bundles, tmp_path, caplog, published_shapes):
     export("kohya", bundles["flux"].folder, tmp_path / "all")
-    said = caplog.messages
-    assert len(said) == 1 and "some tools pass them over" in said[0]
-    outside = [name for name in AUTHORS["flux"] if not name.startswith(("double_blocks", "single_blocks"))]
-    assert said[0].endswith(f": {', '.join(sorted(outside))}")
+    outside = sorted(name for name in AUTHORS["flux"] if not name.startswith(("double_blocks", "single_blocks")))
+    final = [name for name in outside if name.startswith("final_layer")]
+    assert caplog.messages == [
+        f"sd-scripts passes over these modules of the files: {', '.join(final)}",
+        f"diffusers passes over these modules of the files: {', '.join(outside)}",
+    ]
+    names = authors_names(published_shapes, FluxBackbone.lora_names)
+    tensors = kohya.tensors(random_state(published_shapes), names, published_shapes)
+    lost = {key for key in FluxPipeline.lora_state_dict(tensors) if not key.startswith("transformer.")}
+    assert {key.partition(".lora_")[0] for key in lost} == {names[name].layers[0] for name in outside}
     caplog.clear()
     export("kohya", bundles["qwen_image"].folder, tmp_path / "qwen")
     assert not caplog.messages

@@ -47,8 +47,8 @@ def _cell(column: Column, arm: Mapping[str, Any]) -> str:
     if value is None:
         return DASH
     unit = {"%": " %", "×": "×"}.get(column.unit, "")
-    interval = f" [{column.number(ends[0])}, {column.number(ends[1])}]" if ends and None not in ends else ""
-    return f"{column.number(value)}{unit}{interval}"
+    known = [column.number(end) for end in ends if end is not None]
+    return f"{column.number(value)}{unit}{f' [{known[0]}, {known[1]}]' if len(known) == 2 else ''}"
 
 
 def _notes(metrics: Mapping[str, Any]) -> str:

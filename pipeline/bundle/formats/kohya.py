@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,17 +36,23 @@ class Trainer:
         names: (shapes of the layers, the family's `lora_names`) -> the layers in each module of the trainer.
         module: The trainer's module for LoRA networks, as its files say.
         version: What its files call the base.
-        blocks: How the names of modules start that every reader of the layout takes; () = those of all modules.
+        passed_over: How the names of modules start that a tool does not read, by tool.
     """
 
     names: Names
     module: str
     version: str
-    blocks: tuple[str, ...] = ()
+    passed_over: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+OUTER = ("img_in", "txt_in", "time_in.", "vector_in.", "guidance_in.")
 TRAINERS = {
-    "flux": Trainer(authors_names, "networks.lora_flux", "flux1", ("double_blocks.", "single_blocks.")),
+    "flux": Trainer(
+        authors_names,
+        "networks.lora_flux",
+        "flux1",
+        {"sd-scripts": ("final_layer.",), "diffusers": ("final_layer.", *OUTER)},
+    ),
     "qwen_image": Trainer(own_names, "networks.lora_qwen_image", "qwen_image"),
     "z_image": Trainer(own_names, "networks.lora_zimage", "z_image"),
 }
@@ -90,7 +96,8 @@ def tensors(
         names: The layers in each module.
         shapes: (out, in) of every layer.
     """
-    changed, found = set(adapters.adapted(state)), {}
+    changed = set(adapters.adapted(state))
+    found: dict[str, Tensor] = {}
     for name, target in names.items():
         if changed.isdisjoint(target.layers):
             continue
@@ -116,19 +123,13 @@ def header(content: Mapping[str, Tensor], trainer: Trainer, bundle: Bundle, phas
 
 
 def _name_the_rest(bundle: Bundle, names: Mapping[str, Target], trainer: Trainer) -> None:
-    """Says which changes of the files are lost in some readers of the layout."""
+    """Says which modules of the files a tool passes over."""
     changed = {layer for state in bundle.states().values() for layer in adapters.adapted(state)}
-    rest = sorted(
-        name
-        for name, target in names.items()
-        if trainer.blocks and not name.startswith(trainer.blocks) and not changed.isdisjoint(target.layers)
-    )
-    if rest:
-        log.warning(
-            "these modules are in the files, but outside of the blocks, and some tools pass them over "
-            "(docs/pairs.md): %s",
-            ", ".join(rest),
-        )
+    inside = sorted(name for name, target in names.items() if not changed.isdisjoint(target.layers))
+    for tool, starts in trainer.passed_over.items():
+        lost = [name for name in inside if name.startswith(starts)]
+        if lost:
+            log.warning("%s passes over these modules of the files: %s", tool, ", ".join(lost))
 
 
 KOHYA = Format(
