@@ -108,7 +108,7 @@ def tensors(
 
 
 def header(content: Mapping[str, Tensor], trainer: Trainer, bundle: Bundle, phase: str) -> dict[str, str]:
-    """What the trainer's own files say of themselves, and the bundle's manifest, since LoRA files travel alone."""
+    """What the trainer's own files say of themselves, and the manifest with the phase: LoRA files travel alone."""
     ranks = {len(tensor) for key, tensor in content.items() if key.endswith(".lora_down.weight")}
     rank = str(*ranks) if len(ranks) == 1 else "Dynamic"  # the trainers' word for more than one
     return {
@@ -117,8 +117,7 @@ def header(content: Mapping[str, Tensor], trainer: Trainer, bundle: Bundle, phas
         "ss_network_alpha": rank,
         "ss_network_dim": rank,
         "ss_network_module": trainer.module,
-        "glance_phase": phase,
-        "glance_manifest": json.dumps(read_json(bundle.folder / MANIFEST)),
+        "glance": json.dumps(read_json(bundle.folder / MANIFEST) | {"phase": phase}, sort_keys=True),
     }
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from pipeline.artifacts import atomic_dir, files, save_safetensors
 from pipeline.bundle.formats.base import Format
-from pipeline.bundle.manifest import NAME, SUFFIX, Bundle, bundle_digest
+from pipeline.bundle.manifest import SUFFIX, Bundle, bundle_digest
 
 HEADER = "glance_bundle"
 FORMAT = 1
-TEXT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|md)")
-"""The names of a bundle's other files."""
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""The names of files that may lie in a bundle's folder, and in none below or beside it."""
+TEXTS = (".json", ".md")
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def content_of(file: Path) -> Content | None:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {HEADER} in the header is no bundle ({error})") from error
     for name in content.texts:
-        if not TEXT.fullmatch(name):
-            raise ValueError(f"{file}: {HEADER} must name JSON and Markdown files alone, got {name!r}")
+        if not _is_text(name):
+            raise ValueError(f"{file}: {HEADER} must hold JSON and Markdown files alone, got {name!r}")
     for phase in content.headers:
         if not NAME.fullmatch(phase):
-            raise ValueError(f"{file}: the name of a phase must be of a-z, 0-9 and _, got {phase!r}")
+            raise ValueError(f"{file}: {HEADER} must name phases as files are named, got {phase!r}")
     return content
 
 
@@ -116,8 +117,12 @@ def restore(file: Path, out: Path) -> Bundle:
     return Bundle.load(out)
 
 
+def _is_text(name: str) -> bool:
+    return bool(NAME.fullmatch(name)) and name.endswith(TEXTS)
+
+
 def _text(folder: Path, name: str) -> str:
-    if TEXT.fullmatch(name):
+    if _is_text(name):
         with suppress(UnicodeDecodeError):
             return (folder / name).read_bytes().decode("utf-8")
     raise ValueError(f"--format one-file takes adapters, JSON and Markdown in UTF-8, got {folder / name}")
