@@ -59,6 +59,8 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     broken: bool = False
     """Whether every answer is an error of the server."""
+    full: bool = False
+    """Whether large files are refused."""
 
     def head(self, name: str, branch: str = "main") -> Commit:
         """The newest commit of a model's branch."""
@@ -230,6 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"}
 
     def put(self, body: bytes, oid: str, part: str | None = None) -> tuple:
+        if self.hub.full:
+            raise Refusal(403, "no room for large files")
         if part is None:
             self._keep(oid, body)
         else:

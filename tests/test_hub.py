@@ -361,6 +361,14 @@ def test_an_error_of_the_hub_is_one_sentence(project, hub):
     assert said.startswith(f"the hub refuses {REPO}: ") and "500" in said
 
 
+def test_an_upload_that_breaks_off_is_one_sentence_and_makes_no_commit(project, hub):
+    hub.full = True
+    printed, said = glance("push", REPO, *OPTIONS, code=1)  # below the bars of the upload
+    last = said.splitlines()[-1]
+    assert printed == "" and last.startswith(f"Error: the upload to {REPO} broke off: ") and "403" in last
+    assert hub.head(REPO).title == "initial commit"
+
+
 def test_a_branch_that_the_hub_does_not_have_is_one_sentence(hub, tmp_path):
     hub.repositories["model", REPO] = hub_server.Repository(branches={})
     (tmp_path / "a.json").write_text("{}")

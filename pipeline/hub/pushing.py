@@ -106,11 +106,13 @@ def _refusals(api: HfApi, repository: str) -> Iterator[None]:
         raise ValueError(f"the hub refuses {repository}: {_said(error, api)}") from error
     except HTTPError as error:  # no answer at all
         raise ValueError(f"the hub does not answer at {api.endpoint}: go online ({_said(error, api)})") from error
+    except RuntimeError as error:  # of one of the threads that upload large files
+        raise ValueError(f"the upload to {repository} broke off: {_said(error.__cause__ or error, api)}") from error
     except ValueError as error:
         raise ValueError(_said(error, api)) from error
 
 
-def _said(error: Exception, api: HfApi) -> str:
+def _said(error: BaseException, api: HfApi) -> str:
     """The error's text on one line, not too long."""
     said = " ".join(str(error).split())
     return said.replace(str(api.token), "TOKEN")[:300]
