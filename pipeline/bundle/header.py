@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from pipeline.artifacts import save_safetensors
 from pipeline.bundle import schemas
 from pipeline.bundle.manifest import Bundle
 
@@ -29,8 +33,6 @@ def texts(bundle: Bundle, phase: str, backbone: StockBackbone) -> dict[str, str]
     Raises:
         ValueError: The schema refuses the contract.
     """
-    contract = {**bundle.to_json(), "phase": phase}
-    schemas.check(contract, KEY)
     number = [one.name for one in bundle.phases].index(phase) + 1
     own = bundle.phases[number - 1]
     title = (
@@ -44,7 +46,7 @@ def texts(bundle: Bundle, phase: str, backbone: StockBackbone) -> dict[str, str]
     }
     return {
         "format": "pt",
-        KEY: json.dumps(contract, sort_keys=True, separators=(",", ":"), allow_nan=False),
+        KEY: carried(bundle, phase),
         "modelspec.sai_model_spec": SPEC,
         "modelspec.title": title,
         "modelspec.implementation": "diffusers",
@@ -54,6 +56,35 @@ def texts(bundle: Bundle, phase: str, backbone: StockBackbone) -> dict[str, str]
         **called,
         **backbone.known_as,
     }
+
+
+def renew(folder: Path, bundle: Bundle) -> None:
+    """Writes another contract into a bundle's folder: into its manifest and the header of each adapter's file.
+
+    Args:
+        folder: The folder, whose adapters stay as they are.
+        bundle: The contract.
+
+    Raises:
+        ValueError: The schema refuses the contract.
+    """
+    bundle.write_manifest(folder)
+    for phase in bundle.phases:
+        file = folder / phase.file
+        with safe_open(file, framework="pt") as opened:
+            texts = opened.metadata() or {}
+        save_safetensors(file, load_file(file), texts | {KEY: carried(bundle, phase.name)})
+
+
+def carried(bundle: Bundle, phase: str) -> str:
+    """The value of `KEY` for the file of a phase: the contract and the phase's name, as JSON.
+
+    Raises:
+        ValueError: The schema refuses the contract.
+    """
+    contract = {**bundle.to_json(), "phase": phase}
+    schemas.check(contract, KEY)
+    return json.dumps(contract, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def read(header: Mapping[str, str], file: Path) -> tuple[Bundle, str] | None:

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from pipeline.cli import benchmarks, checks, images, pairs, project, teachers, versions
+from pipeline.cli import benchmarks, checks, hub, images, pairs, project, teachers, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,6 +33,8 @@ for command in (
     versions.register,
     versions.promote,
     versions.pull,
+    hub.card,
+    hub.push,
     project.doctor,
     project.clean,
     project.ablate,

@@ -52,11 +52,18 @@ def import_pair(
     """Make a bundle for params.yaml's teacher from LoRA files of any trainer: docs/lora_files.md lists the layouts.
 
     FILES, in the order of their steps, are .safetensors files, or folders that peft saved: two of them are a pair, slow
-    and fast. Files that all carry a contract in their headers, as those of a bundle do, need no other option.
+    and fast. Files that all carry a contract in their headers, as those of a bundle do, need no other option. One file
+    of `glance export --format one-file` gives its own bundle again, whatever params.yaml says.
     """
     from pipeline import params
     from pipeline.bundle import carried, importing
+    from pipeline.bundle.formats import one_file
 
+    if len(files) == 1 and one_file.content_of(files[0]):
+        _refuse_given(files[0], OF_LORAS)
+        made = one_file.restore(files[0], out)
+        click.echo(f"{made.folder}: {len(made.steps)} steps, rank {made.rank}")
+        return
     given = [f"--{name.replace('_', '-')}" for name in OF_THE_PATH if _given(name)]
     found = None if given else carried.by(files)
     if found is not None:
@@ -83,11 +90,19 @@ def import_pair(
 
 OF_THE_PATH = ("rule", "slow_steps", "fast_steps", "steps", "levels", "names", "path")
 """The options of `import_pair` that take the place of a contract."""
+OF_LORAS = (*OF_THE_PATH, "strength")
+"""The options of `import_pair` for files that hold no whole bundle."""
 
 
 def _given(option: str) -> bool:
     """Whether the user gave an option of the command that runs."""
     return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
+
+
+def _refuse_given(file: Path, options: tuple[str, ...]) -> None:
+    """Raises ValueError if the command line sets an option that a whole bundle in one file says itself."""
+    for name in filter(_given, options):
+        raise ValueError(f"--{name.replace('_', '-')} is for LoRA files, and {file} holds a whole bundle: leave it out")
 
 
 def _names(given: str | None, count: int) -> tuple[str, ...]:

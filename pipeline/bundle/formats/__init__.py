@@ -7,9 +7,12 @@ from pipeline import names
 from pipeline.artifacts import atomic_dir
 from pipeline.bundle.formats.base import Format
 from pipeline.bundle.formats.fused import FUSED
+from pipeline.bundle.formats.fused_file import FUSED_FILE
+from pipeline.bundle.formats.kohya import KOHYA
+from pipeline.bundle.formats.one_file import ONE_FILE
 from pipeline.bundle.manifest import Bundle
 
-FORMATS: dict[str, Format] = {one.name: one for one in (FUSED,)}
+FORMATS: dict[str, Format] = {one.name: one for one in (FUSED, FUSED_FILE, KOHYA, ONE_FILE)}
 
 
 def export(name: str, folder: Path, out: Path, *, base: Path | None = None) -> list[Path]:
