@@ -35,8 +35,8 @@ The workflow is for images of {run.width} x {run.height} pixels: the noise level
 export again with `--width` and `--height`. Keep the list of levels, the sampler `euler` and the strength 1 of the
 phases' LoRAs.
 
-In each step the model runs{second} with the LoRA of the step's phase. A later phase goes on from the first output of the
-sampler before it, and no noise is added.
+In each step the model runs{second} with the LoRA of the step's phase. A later phase goes on from the first output of
+the sampler before it, and no noise is added.
 
 It needs a ComfyUI of December 2025 or later, and no custom nodes.
 {other}
@@ -45,5 +45,6 @@ The licence of the base model ({bundle.base_license}) holds for the LoRA files.
 
 
 OTHER_NOISE = """
-ComfyUI draws its noise in float32, and this pair's own pipeline in another precision: the same seed gives another image.
+ComfyUI draws its noise in float32, and this pair's own pipeline in another precision: the same seed gives another
+image.
 """

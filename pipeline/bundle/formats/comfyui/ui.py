@@ -8,7 +8,7 @@ from pipeline.bundle.formats.comfyui.graph import Api
 
 COLUMN, GAP, TOP = 340, 30, 60  # pixels of ComfyUI's canvas
 WIDTH, ROW, HEAD, TEXT = 300, 24, 40, 120
-SEED_CONTROL = "fixed"  # what the page does with the seed after each image
+SEED, SEED_CONTROL = "noise_seed", "fixed"  # a widget, and what the page does with its value after each image
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ def _values(node: Mapping[str, Any], kind: Kind) -> list[Any]:
     values = []
     for name in kind.widgets:
         values.append(node["inputs"][name])
-        if name == "noise_seed":
+        if name == SEED:
             values.append(SEED_CONTROL)
     return values
 
 
 def _height(node: Mapping[str, Any], kind: Kind) -> int:
-    rows = max(len(kind.sockets), len(kind.outputs)) + len(kind.widgets) + ("noise_seed" in kind.widgets)
+    rows = max(len(kind.sockets), len(kind.outputs)) + len(kind.widgets) + (SEED in kind.widgets)
     return HEAD + ROW * rows + (TEXT if "text" in kind.widgets else 0)
