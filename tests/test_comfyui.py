@@ -190,7 +190,7 @@ def test_without_its_base_a_bundle_gives_the_same_workflow_and_no_picture(bundle
     files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert sorted(printed.splitlines()) == [str(tmp_path / "out" / file) for file in files]
     assert "sample.png" not in map(str, files)
-    names = ("workflow_api.json", "workflow.json", "README.md")
+    names = ("workflow_api.json", "workflow.json")
     assert all((tmp_path / "out" / name).read_bytes() == (out / name).read_bytes() for name in names)
     for option in ("--width", "--height"):
         said = refused("--bundle", folder, option, 128, tmp_path / "other")
@@ -288,6 +288,13 @@ def test_a_base_that_comfyui_publishes_is_named_as_there(flux, tmp_path):
         FORMATS["comfyui"].write(replace(flux, base_model=base), folder)
         assert kinds(read_json(folder / "workflow_api.json"), "UNETLoader")[0][1]["unet_name"] == file
         assert ("ComfyUI publishes no file" in (folder / "README.md").read_text()) == (base == "models/mine")
+
+
+def test_a_base_that_comfyui_cannot_load_is_said(flux, out, tmp_path):
+    said = "ComfyUI cannot run this workflow. The latents of base have 8 channels"
+    assert said in (out / "README.md").read_text()
+    FORMATS["comfyui"].write(replace(flux, base_model="models/FLUX.1-dev"), tmp_path)
+    assert "cannot run" not in (tmp_path / "README.md").read_text(), "nothing is known of a base that is not here"
 
 
 def test_another_seed_in_another_precision_is_said(flux, tmp_path):

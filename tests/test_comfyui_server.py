@@ -5,6 +5,8 @@ The tests need a checkout of ComfyUI that starts here (docs/comfyui.md says how)
 
 import json
 import os
+import shutil
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,3 +190,51 @@ def test_comfyui_runs_the_workflow_to_the_latents_and_the_image_of_the_pair(serv
         picture = np.asarray(Image.open(server.output(".png")))
         assert image.std() > 10, "an image with something in it"
         assert np.abs(picture.astype(int) - image).max() <= 2
+
+
+DROP = """async ([name, type, base64]) => {
+    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], name, {type}));
+    const place = document.querySelector("#graph-canvas");
+    for (const event of ["dragenter", "dragover", "drop"])
+        place.dispatchEvent(new DragEvent(event, {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+GRAPH = "async () => (await window.app.graphToPrompt()).output"
+CLEAR = "() => window.app.graph.clear()"
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    """ComfyUI's own page in a browser."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    if not (browser := shutil.which("chromium")):
+        pytest.skip("the browser chromium is not installed")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = opened.new_page(viewport={"width": 1800, "height": 1000})
+        page.goto(server.address, timeout=120_000)
+        page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
+        page.wait_for_timeout(3000)  # the page opens its own first workflow
+        yield page
+        opened.close()
+
+
+@pytest.mark.parametrize("name", ["workflow.json", "workflow_api.json", "sample.png"])
+def test_the_page_loads_a_dropped_file_as_the_workflow(page, case, name, tmp_path):
+    bundle, _, _ = case
+    export("comfyui", bundle.folder, tmp_path / "out")
+    page.evaluate(CLEAR)
+    assert page.evaluate(GRAPH) == {}
+    content = b64encode((tmp_path / "out" / name).read_bytes()).decode()
+    page.evaluate(DROP, [name, "image/png" if name.endswith("png") else "application/json", content])
+    page.wait_for_function("window.app.graph._nodes.length > 10", timeout=60_000)
+    page.wait_for_timeout(1000)
+    loaded = page.evaluate(GRAPH)
+    wanted = read_json(tmp_path / "out" / "workflow_api.json")
+    assert {key: node["class_type"] for key, node in loaded.items()} == {
+        key: node["class_type"] for key, node in wanted.items()
+    }
+    assert {key: node["inputs"] for key, node in loaded.items()} == {
+        key: node["inputs"] for key, node in wanted.items()
+    }

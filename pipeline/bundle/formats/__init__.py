@@ -49,7 +49,8 @@ def export(
     _check_sizes(chosen, sizes)
     if out.exists():
         raise ValueError(f"OUT must not be there yet, got {out}")
-    bundle = replace(Bundle.load(folder), **sizes)
+    bundle = Bundle.load(folder)
+    bundle = replace(bundle, height=height or bundle.height, width=width or bundle.width)
     if base is not None:
         bundle = replace(bundle, base_model=str(base))
     place = bundle.base().path

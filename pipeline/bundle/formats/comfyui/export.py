@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline import backbones, image_files, names
 from pipeline.artifacts import file_digest, write_json
+from pipeline.backbones.base import Backbone
 from pipeline.bundle import generating
 from pipeline.bundle.formats.base import Format
 from pipeline.bundle.formats.comfyui import readme, ui
@@ -26,14 +27,19 @@ def write(bundle: Bundle, folder: Path) -> list[Path]:
     Raises:
         ValueError: ComfyUI's own nodes cannot run the bundle.
     """
-    run = _run(bundle)
+    base = bundle.base()
+    backbone = backbones.load(base, "cpu", parts=()) if base.path.exists() else None
+    run = _run(bundle, backbone)
     api = workflow(run)
     write_json(folder / API, api)
     write_json(folder / UI, ui.form(api))
     (folder / LORAS).mkdir()
     for phase, part in zip(bundle.phases, run.parts, strict=True):
         shutil.copyfile(bundle.folder / phase.file, folder / LORAS / part.file)
-    (folder / README).write_text(readme.text(bundle, run), encoding="utf-8")
+    channels = MODELS[bundle.family].latent_channels
+    if backbone is not None:
+        channels = backbone.latent_shape(bundle.height, bundle.width)[1] // 4
+    (folder / README).write_text(readme.text(bundle, run, channels), encoding="utf-8")
     return [Path(name) for name in (API, UI, README)] + [Path(LORAS, part.file) for part in run.parts]
 
 
@@ -52,7 +58,7 @@ def illustrate(bundle: Bundle, folder: Path) -> list[Path]:
     return [Path(SAMPLE)]
 
 
-def _run(bundle: Bundle) -> Run:
+def _run(bundle: Bundle, backbone: Backbone | None) -> Run:
     """What the workflow of a bundle does. Raises ValueError as `write` does."""
     names.check("family", bundle.family, MODELS, where=" for the format comfyui")
     models, guidance = MODELS[bundle.family], bundle.guidance
@@ -67,7 +73,7 @@ def _run(bundle: Bundle) -> Run:
         transformer=models.transformer(bundle.base_model),
         styles=tuple((lora.path.name, lora.weight) for lora in bundle.loras),
         parts=parts,
-        sigmas=_sigmas(bundle),
+        sigmas=_sigmas(bundle, backbone),
         prompt=PROMPT,
         negative_prompt=guidance.negative_prompt,
         seed=SEED,
@@ -100,11 +106,10 @@ def _check(bundle: Bundle) -> None:
         )
 
 
-def _sigmas(bundle: Bundle) -> tuple[float, ...]:
+def _sigmas(bundle: Bundle, backbone: Backbone | None) -> tuple[float, ...]:
     """The final noise levels at the bundle's size; without the base's scheduler, those of the manifest."""
-    base = bundle.base()
-    if base.path.exists():
-        return tuple(bundle.plan(backbones.load(base, "cpu", parts=())).sigmas.tolist())
+    if backbone is not None:
+        return tuple(bundle.plan(backbone).sigmas.tolist())
     starts = (sigma for phase in bundle.phases for sigma in phase.sigmas[:-1])
     return (*starts, bundle.phases[-1].sigmas[-1])
 

@@ -19,6 +19,8 @@ class Models:
     """The `type` of the loader of the text encoders."""
     vae: str
     """File of the autoencoder; for models/vae."""
+    latent_channels: int = 16
+    """Channels of the autoencoder's latents, before any packing."""
     embedded_guidance: bool = False
     """Whether models of the family read the guidance scale; a transformer without it ignores the value."""
     padded_text: bool = False

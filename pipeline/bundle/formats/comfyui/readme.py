@@ -7,8 +7,8 @@ from pipeline.bundle.manifest import Bundle
 from pipeline.flow.guidance import forwards
 
 
-def text(bundle: Bundle, run: Run) -> str:
-    """The README as Markdown."""
+def text(bundle: Bundle, run: Run, latent_channels: int) -> str:
+    """The README as Markdown; `latent_channels` are those of the base, which ComfyUI may not know."""
     models, base = run.models, Path(bundle.base_model).name
     rows = [(f"loras/{part.file}", "loras", f"phase {part.name}, {part.steps} steps, here") for part in run.parts]
     rows += [(file, "loras", f"a LoRA of the base, strength {weight:g}") for file, weight in run.styles]
@@ -19,8 +19,11 @@ def text(bundle: Bundle, run: Run) -> str:
     table = "\n".join(f"| `{file}` | `models/{folder}` | {what} |" for file, folder, what in rows)
     second = " twice, for the prompt and for the negative prompt," if forwards(run.true_cfg_scale) == 2 else ""
     other = "" if bundle.dtype == "fp32" or models.float32_noise else OTHER_NOISE
+    strange = ""
+    if latent_channels != models.latent_channels:
+        strange = STRANGE.format(base=base, channels=latent_channels, known=models.latent_channels)
     return f"""# {base} in {sum(part.steps for part in run.parts)} steps with ComfyUI
-
+{strange}
 1. Copy the LoRA files of this folder into ComfyUI's `models/loras`.
 2. Put the other files of the table where it says. A file of the same model in another precision works too: choose it in
    the workflow's loader.
@@ -44,6 +47,10 @@ The licence of the base model ({bundle.base_license}) holds for the LoRA files.
 """
 
 
+STRANGE = """
+ComfyUI cannot run this workflow. The latents of {base} have {channels} channels, and ComfyUI's text encoders and
+autoencoders are those of models with {known}. The folder only shows what the export of such a model looks like.
+"""
 OTHER_NOISE = """
 ComfyUI draws its noise in float32, and this pair's own pipeline in another precision: the same seed gives another
 image.
