@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from diffusers import (
     QwenImageTransformer2DModel,
     ZImageTransformer2DModel,
 )
+from safetensors.torch import load_file, save_file
 
 from pipeline import backbones
 from pipeline.bundle import experts, write
@@ -115,6 +117,21 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "qwen_image": make_qwen_image,
     "z_image": make_z_image,
 }
+
+
+def published_names(family: str, file: Path) -> Path:
+    """A file beside a transformer's with the layers' names of ComfyUI's own file; it converts FLUX.1's by itself."""
+    if family != "z_image":
+        return file
+    names = {"all_x_embedder.2-1": "x_embedder", "all_final_layer.2-1": "final_layer", "to_out.0": "out"}
+    names |= {"norm_q": "q_norm", "norm_k": "k_norm"}
+    state = load_file(file)
+    for name in list(state):
+        state[reduce(lambda text, pair: text.replace(*pair), names.items(), name)] = state.pop(name)
+    for name in [name for name in state if ".to_q." in name]:
+        state[name.replace("to_q", "qkv")] = torch.cat([state.pop(name.replace("to_q", f"to_{x}")) for x in "qkv"])
+    save_file(state, file.with_name("published.safetensors"))
+    return file.with_name("published.safetensors")
 
 
 def make_bundle(

@@ -19,6 +19,10 @@ detect = comfy.model_detection.detect_unet_config
 def detect_tiny(state_dict, key_prefix, *args, **kwargs):
     """ComfyUI's own detection, with the sizes that it takes for granted read from the weights."""
     config = detect(state_dict, key_prefix, *args, **kwargs)
+    if config and config.get("image_model") == "flux":  # later versions of ComfyUI do the same
+        width, config["context_in_dim"] = state_dict[f"{key_prefix}txt_in.weight"].shape
+        config |= {"hidden_size": width, "num_heads": width // 128}
+        config["vec_in_dim"] = state_dict[f"{key_prefix}vector_in.in_layer.weight"].shape[1]
     if config and config.get("image_model") == "qwen_image":
         config["num_attention_heads"] = state_dict[f"{key_prefix}img_in.weight"].shape[0] // 128
         config["joint_attention_dim"] = state_dict[f"{key_prefix}txt_norm.weight"].shape[0]

@@ -24,7 +24,7 @@ from pipeline.bundle.formats.comfyui.export import PROMPT, SEED
 from pipeline.bundle.formats.comfyui.ui import KINDS
 from pipeline.bundle.formats.comfyui.ui import SEED as SEED_WIDGET
 from pipeline.bundle.generating import generate
-from tests.comfyui_case import CHECKOUT, NEGATIVE, Server, make_bundle
+from tests.comfyui_case import CHECKOUT, NEGATIVE, Server, make_bundle, published_names
 
 HEIGHT, WIDTH = 64, 96
 CASES = {  # family, adapter of each step, true CFG scale of the student
@@ -61,7 +61,8 @@ def case(request, server, tmp_path_factory):
     export("comfyui", bundle.folder, out, height=HEIGHT, width=WIDTH, picture=False)
     api = read_json(out / "workflow_api.json")
     base, weights = Path(bundle.base_model), "diffusion_pytorch_model.safetensors"
-    server.place("diffusion_models", f"{base.name}.safetensors", base / "transformer" / weights)
+    transformer = published_names(family, base / "transformer" / weights)
+    server.place("diffusion_models", f"{base.name}.safetensors", transformer)
     for node in api.values():
         for name, value in node["inputs"].items():
             if name.startswith("clip_name"):
@@ -220,6 +221,7 @@ def page(server):
         opened.close()
 
 
+@pytest.mark.parametrize("case", ["flux-guided-three", "qwen_image", "z_image"], indirect=True)
 @pytest.mark.parametrize("name", ["workflow.json", "workflow_api.json", "sample.png"])
 def test_the_page_loads_a_dropped_file_as_the_workflow(page, case, name, tmp_path):
     bundle, _, _ = case
