@@ -119,8 +119,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def published_names(family: str, file: Path) -> Path:
-    """A file beside a transformer's with the layers' names of ComfyUI's own file; it converts FLUX.1's by itself."""
+def published_names(family: str, file: Path, renamed: Path) -> Path:
+    """A transformer's file with the layers' names of ComfyUI's own file: `renamed` for Z-Image, else `file` itself."""
     if family != "z_image":
         return file
     names = {"all_x_embedder.2-1": "x_embedder", "all_final_layer.2-1": "final_layer", "to_out.0": "out"}
@@ -130,8 +130,8 @@ def published_names(family: str, file: Path) -> Path:
         state[reduce(lambda text, pair: text.replace(*pair), names.items(), name)] = state.pop(name)
     for name in [name for name in state if ".to_q." in name]:
         state[name.replace("to_q", "qkv")] = torch.cat([state.pop(name.replace("to_q", f"to_{x}")) for x in "qkv"])
-    save_file(state, file.with_name("published.safetensors"))
-    return file.with_name("published.safetensors")
+    save_file(state, renamed)
+    return renamed
 
 
 def make_bundle(

@@ -61,7 +61,7 @@ def case(request, server, tmp_path_factory):
     export("comfyui", bundle.folder, out, height=HEIGHT, width=WIDTH, picture=False)
     api = read_json(out / "workflow_api.json")
     base, weights = Path(bundle.base_model), "diffusion_pytorch_model.safetensors"
-    transformer = published_names(family, base / "transformer" / weights)
+    transformer = published_names(family, base / "transformer" / weights, folder / "published.safetensors")
     server.place("diffusion_models", f"{base.name}.safetensors", transformer)
     for node in api.values():
         for name, value in node["inputs"].items():
