@@ -172,14 +172,19 @@ class _WithFormats(click.Command):
     type=click.Path(path_type=Path),
     help="The base model's folder  [default: the folder that the bundle names]",
 )
+@click.option("--width", type=int, help="Of the images, in pixels, for comfyui  [default: the bundle's]")
+@click.option("--height", type=int, help="As --width.")
+@click.option("--no-picture", is_flag=True, help="Draw no sample picture: for a base that is too big for this machine.")
 @one_sentence
-def export(out: Path, name: str, bundle: str, teacher: Path | None) -> None:
+def export(
+    out: Path, name: str, bundle: str, teacher: Path | None, width: int | None, height: int | None, no_picture: bool
+) -> None:
     """Write a bundle for other tools into the new folder OUT, whole or not at all. The bundle is only read."""
     folder = bundle_folder(bundle)
 
     from pipeline.bundle import formats
 
-    for file in formats.export(name, folder, out, base=teacher):
+    for file in formats.export(name, folder, out, base=teacher, height=height, width=width, picture=not no_picture):
         show(file)
 
 

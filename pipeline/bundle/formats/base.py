@@ -18,6 +18,12 @@ class Format:
     write: Callable[[Bundle, Path], list[Path]]
     """write(bundle, folder) -> files: fills an empty folder, and returns the files as paths below it.
 
-    The folder that `bundle.base()` names holds the bundle's own base. Raises ValueError if the format
-    cannot hold the bundle.
+    The folder that `bundle.base()` names holds the bundle's own base, or does not exist if the format works without it.
+    The bundle has the height and width that were asked for. Raises ValueError if the format cannot hold the bundle.
     """
+    illustrate: Callable[[Bundle, Path], list[Path]] | None = None
+    """As `write`, after it: adds a picture that the bundle draws. Called only if the base is there."""
+    needs_base: bool = True
+    """Whether `write` reads the base's folder."""
+    size_step: int | None = None
+    """Height and width must be multiples of this many pixels; None = what is written does not depend on the size."""

@@ -149,4 +149,5 @@ ONE_FILE = Format(
     name="one-file",
     description="All adapters and the manifest in one file, which `glance import` turns into the bundle again.",
     write=write,
+    needs_base=False,
 )
