@@ -83,8 +83,8 @@ def main(trained: Path, added: Path, count: int, out: Path) -> None:
     many, few = f"{2 * bundle.teacher_steps} forwards", f"{len(bundle.steps)} forwards"
     rows = [
         Row("Teacher", many, images["plain"]),
-        Row("Styled teacher", many, images["styled"]),
-        Row("Styled student", few, images["trained"]),
+        Row("Styled\nteacher", f"\n{many}", images["styled"]),
+        Row("Styled\nstudent", f"\n{few}", images["trained"]),
         Row("Shipped pair\n+ style LoRA", f"\n{few}", images["added"]),
     ]
     click.echo(table(rows, images["styled"], prompts))

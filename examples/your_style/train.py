@@ -123,7 +123,7 @@ def save(pipe: FluxPipeline, out: Path) -> None:
 @click.option("--out", default=Path("loras/negative.safetensors"), show_default=True, type=click.Path(path_type=Path))
 @click.option("--pictures", "count", default=4096, show_default=True, type=click.IntRange(min=1))
 @click.option("--rank", default=16, show_default=True, type=click.IntRange(min=1))
-@click.option("--train-steps", default=600, show_default=True, type=click.IntRange(min=1))
+@click.option("--train-steps", default=500, show_default=True, type=click.IntRange(min=1))
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(min=1))
 @click.option("--rate", default=2e-3, show_default=True, help="The highest learning rate.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
