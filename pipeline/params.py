@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -235,6 +236,11 @@ def from_dict(content: Any) -> Params:
     return params
 
 
+def to_dict(params: Params) -> dict[str, Any]:
+    """The content of a parameter file with these values, as nested dicts: `from_dict` reads it back."""
+    return {section: {key: _written(value) for key, value in own.items()} for section, own in _sections(params).items()}
+
+
 def sift(content: Any) -> tuple[Params, list[str]]:
     """The valid values of a parameter file's content, and one sentence per fault."""
     sections = get_type_hints(Params)
@@ -258,3 +264,15 @@ def check_steps(params: Params) -> None:
         raise ValueError(
             f"partition.slow_steps + fast_steps must be at most the {recorded} recorded steps, got {chosen}"
         )
+
+
+def _sections(params: Params) -> dict[str, Mapping[str, Any]]:
+    """The fields of every section; `rivals` is one already."""
+    return {name: own if isinstance(own, Mapping) else vars(own) for name, own in vars(params).items()}
+
+
+def _written(value: Any) -> Any:
+    """A value as the file has it: a list for a tuple, FILE or FILE:WEIGHT for a LoRA."""
+    if isinstance(value, Lora):
+        return value.file if value.weight == 1 else f"{value.file}:{value.weight}"
+    return [_written(item) for item in value] if isinstance(value, tuple) else deepcopy(value)

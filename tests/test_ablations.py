@@ -9,7 +9,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import ablations, params
+from pipeline import ablations, params, styles
 from pipeline.ablations import document, experiments, figure, grid, results
 from pipeline.ablations.results import Result
 
@@ -154,6 +154,44 @@ def test_parameters_agree_where_both_know_them_and_they_matter():
         ours, {"training.rank": 4.0, "train_controls.arms": ["single"], "runtime.threads": 0, "new.key": 1}
     )
     assert not grid.agree(ours, {"training.rank": 8})
+
+
+@pytest.fixture
+def styled(defaults):
+    """params.yaml with two LoRAs of the teacher."""
+    loras = tuple(map(styles.parse, ["own.safetensors:1", "someone/shade@main/shade.safetensors:0.8"]))
+    return replace(defaults, teacher=replace(defaults.teacher, loras=loras))
+
+
+def test_runs_of_a_styled_teacher_keep_its_loras(styled):
+    run = grid.from_dict("rank", GRID, styled).runs[0]
+    assert run.params["teacher.loras"] == ["own.safetensors", "someone/shade@main/shade.safetensors:0.8"]
+    recorded = run.params | {"teacher.loras": ["own.safetensors:1.0", "someone/shade@main/shade.safetensors:.8"]}
+    assert grid.agree(recorded, run.params), "two wordings of one weight are the same LoRA"
+    for other in ([], ["own.safetensors:0.9", "someone/shade@main/shade.safetensors:0.8"]):
+        assert not grid.agree(run.params | {"teacher.loras": other}, run.params)
+
+
+def test_a_variant_may_change_the_loras_of_a_styled_teacher(styled):
+    content = change("variants", {"weak": {"teacher.loras": ["own.safetensors:0.5"]}, "none": {"teacher.loras": []}})
+    weak, bare = grid.from_dict("style", content | {"seeds": [None], "plot": PLAIN}, styled).runs
+    assert weak.params["teacher.loras"] == ["own.safetensors:0.5"] and bare.params["teacher.loras"] == []
+    assert weak.changes[-1] == "teacher.loras=['own.safetensors:0.5']"
+
+
+def test_a_queued_run_takes_the_loras_along_that_git_ignores(styled, rank):
+    def command(run):
+        return " ".join(experiments.queue_command(run, jobs=1, threads=0, force=False))
+
+    assert " --copy-paths loras --set-param " in command(grid.from_dict("rank", GRID, styled).runs[0])
+    assert "--copy-paths" not in command(rank.runs[0])
+
+
+def test_experiments_of_a_styled_teacher_are_found_again(repository, styled):
+    question = grid.from_dict("rank", GRID, styled)
+    repository("rank-4", question.runs[0].params, psnr=31.0)
+    rows = experiments.collect(question, [])
+    assert [(row.arm, row.metrics["psnr"]) for row in rows] == [("student", 31.0), ("teacher", None)]
 
 
 def test_a_queued_run_names_itself_ends_before_the_registry_and_leaves_cores_to_others(rank):

@@ -30,6 +30,13 @@ def test_the_shipped_file_is_valid_and_keeps_every_number(content):
     assert loaded == params.from_dict(content)
 
 
+@pytest.mark.parametrize("loras", [[], ["own.safetensors", "a/b@main/c.safetensors:-0.25", "tiny.safetensors:1e-05"]])
+def test_written_as_in_the_file_they_are_read_back(content, loras):
+    content = change(content, "teacher.loras", loras)
+    written = params.to_dict(params.from_dict(content))
+    assert written == content and params.from_dict(written) == params.from_dict(content)
+
+
 def test_values_cannot_be_changed_after_loading():
     with pytest.raises(AttributeError):
         params.load(SHIPPED).teacher.steps = 3

@@ -26,6 +26,7 @@ from pipeline.ablations.results import Result
 from pipeline.artifacts import EVALUATION, LATENCY, digest_of
 from pipeline.evaluation import outcome
 from pipeline.registry.provenance import flatten
+from pipeline.styles import Lora
 
 STAGE = "report"  # last stage of a run: `register` would move `candidate` to an ablation
 METRICS = (EVALUATION / "metrics.json").as_posix()
@@ -140,7 +141,21 @@ def queue_command(run: Run, jobs: int, threads: int, force: bool) -> list[str]:
     options = [part for change in changes for part in ("--set-param", change)]
     message = f"glance ablate, jobs {jobs}"
     forced = ["--force"] if force else []
-    return ["dvc", "exp", "run", "--queue", "--name", run.name, "--message", message, *forced, *options, STAGE]
+    ignored = ["--copy-paths", Lora.folder.as_posix()] if run.params[Lora.key] else []  # git does not bring the LoRAs
+    return [
+        "dvc",
+        "exp",
+        "run",
+        "--queue",
+        "--name",
+        run.name,
+        "--message",
+        message,
+        *forced,
+        *ignored,
+        *options,
+        STAGE,
+    ]
 
 
 def execute(runs: Sequence[Run], jobs: int, force: bool, dry: bool, echo: Echo) -> list[str]:

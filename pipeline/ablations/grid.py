@@ -3,21 +3,21 @@
 import json
 import re
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import artifacts, params, partition
+from pipeline import artifacts, params, partition, styles
 from pipeline.ablations.results import METRICS
 from pipeline.artifacts import read_text
 from pipeline.evaluation.recipes import PRODUCT, titles
 from pipeline.flow.schedule import Schedule
 from pipeline.params import Params
 from pipeline.registry.provenance import flatten
+from pipeline.styles import Lora
 
 FOLDER = Path("experiments")
 KEYS = ("question", "paper", "answer", "arms", "set", "variants", "seeds", "plot")
@@ -173,10 +173,13 @@ def hydra(value: Any) -> str:
 def agree(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     """Whether two runs agree in all parameters that both have and that can change a result."""
     shared = [key for key in left.keys() & right.keys() if not key.startswith(WITHOUT_EFFECT)]
-    return all(_plain(left[key]) == _plain(right[key]) for key in shared)
+    return all(_compared(key, left[key]) == _compared(key, right[key]) for key in shared)
 
 
-def _plain(value: Any) -> Any:
+def _compared(key: str, value: Any) -> Any:
+    """A value such that two wordings of the same value are equal."""
+    if key == Lora.key:
+        return list(map(styles.parse, value))
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -184,10 +187,7 @@ def _run(grid: str, variant: str, seed: int | None, overrides: Overrides, defaul
     """A run, with its parameters checked like those of params.yaml."""
     if seed is not None:
         overrides = overrides | {key: SEED_STRIDE * seed + i for i, key in enumerate(SEEDED, start=1)}
-    sections = {
-        section: {key: _plain(value) for key, value in values.items()} for section, values in asdict(defaults).items()
-    }
-    changed = deepcopy(sections)
+    changed = params.to_dict(defaults)
     try:
         for key, value in overrides.items():
             section, name = key.split(".")
@@ -198,7 +198,7 @@ def _run(grid: str, variant: str, seed: int | None, overrides: Overrides, defaul
         partition.compute(checked, Schedule(mu=0.0))  # whether the steps fit depends on no schedule
     except ValueError as error:
         raise ValueError(f"variants.{variant}: {error}") from error
-    return Run(grid, variant, seed, overrides, flatten(asdict(checked)))
+    return Run(grid, variant, seed, overrides, flatten(params.to_dict(checked)))
 
 
 def _check_keys(content: Any) -> None:
