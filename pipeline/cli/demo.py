@@ -1,6 +1,7 @@
 """`glance demo`: a page to try a pair beside its teacher."""
 
 import tempfile
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,18 +43,18 @@ def demo(bundle: str | None, teacher: str | None, port: int, device: str, no_bro
         from pipeline.demo import page, serving, texts
         from pipeline.demo.studio import Studio
 
-        studio = Studio(teacher, device)
-        choice = _choice(studio, bundle)
-        offered = page.Offered(
-            studio=studio,
-            choice=choice,
-            find=bundle_folder,
-            examples=_examples(),
-            model=_model(),
-            note="" if choice.bundle else texts.NO_PAIR.format(bundle=artifacts.BUNDLE),
-        )
-        studio.warm_up(choice)
-        serving.serve(page.build(offered), port, browser=not no_browser, ready=lambda address: click.echo(address))
+        with closing(Studio(teacher, device)) as studio:
+            choice = _choice(studio, bundle)
+            offered = page.Offered(
+                studio=studio,
+                choice=choice,
+                find=bundle_folder,
+                examples=_examples(),
+                model=_model(),
+                note="" if choice.bundle else texts.NO_PAIR.format(bundle=artifacts.BUNDLE),
+            )
+            studio.warm_up(choice)
+            serving.serve(page.build(offered), port, browser=not no_browser, ready=lambda address: click.echo(address))
 
 
 def _choice(studio: "Studio", bundle: str | None) -> "Choice":

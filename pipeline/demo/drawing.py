@@ -45,6 +45,7 @@ def draw(
     guidance, size = setting.guidance, (setting.height, setting.width)
     total = (len(plan.sigmas) - 1) * forwards(true_cfg_scale)
     watch = _Watch(backbone, size, plan.sigmas.tolist(), wanted, Drawn(forwards=0, total=total), tell)
+    tell(Drawn(forwards=0, total=total))
     with torch.inference_mode(), watch.clock.running():
         positive, negative = backbone.encode([prompt], setting.max_sequence_length), None
         if forwards(true_cfg_scale) == 2:

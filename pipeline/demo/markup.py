@@ -93,7 +93,7 @@ def strip(sight: Sight, level: int | None, kind: str) -> str:
         place = 0 if last or not acting[number] else list(dict.fromkeys(acting)).index(acting[number]) + 1
         active = number == (len(choice.levels) if level is None else level)
         cells = "".join(_cell(sight.drawings.get(who), number, kind) for who in (TEACHER, STUDENT) if _row(sight, who))
-        name = "picture" if last else acting[number]
+        name = "end" if last else acting[number]
         columns.append(
             f'<div class="g-level g-phase{place}{" g-active" if active else ""}{" g-handoff" if handoff else ""}">'
             f"{cells}<b>{sigma:.3f}</b><span>{escape(name)}</span></div>"
@@ -146,8 +146,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 
 def head(choice: Choice) -> str:
     """The top of the page."""
-    name = choice.name or str(choice.base.path)
-    return f'<div class="g-head"><h1>{escape(texts.headline(choice))}</h1><p>{escape(name)}</p></div>'
+    return f'<div class="g-head"><h1>{escape(texts.headline(choice))}</h1><p>{escape(texts.subject(choice))}</p></div>'
 
 
 def error(sentence: str) -> str:

@@ -15,6 +15,8 @@ from pipeline.demo.studio import Choice, Studio, phases
 from pipeline.demo.visits import Visits
 
 VISITORS = 16  # who may wait for a picture at once; the studio draws one picture at a time
+PLAIN: dict[str, Any] = {"js_on_load": None, "apply_default_css": False}
+"""HTML with the page's own style."""
 STATE_S = 3600  # seconds after which an idle visitor's pictures are forgotten
 
 
@@ -41,8 +43,8 @@ def build(offered: Offered) -> gr.Blocks:
 
     with gr.Blocks(title=texts.TITLE, analytics_enabled=False, fill_width=True) as blocks:
         sight = gr.State(Sight(choice=start), time_to_live=STATE_S)
-        heading = gr.HTML(markup.head(start), js_on_load=None)
-        refusal = gr.HTML(markup.error(offered.note), js_on_load=None, elem_id="refusal")
+        heading = gr.HTML(markup.head(start), **PLAIN)
+        refusal = gr.HTML(markup.error(offered.note), **PLAIN, elem_id="refusal")
         with gr.Row(equal_height=True, elem_id="asking"):
             prompt = gr.Textbox(
                 value=next(iter(offered.examples), ""), label="Prompt", lines=1, max_lines=4, scale=6, elem_id="prompt"
@@ -54,27 +56,32 @@ def build(offered: Offered) -> gr.Blocks:
             gr.Examples([[text] for text in offered.examples], [prompt], label="Prompts to try", elem_id="examples")
         way = gr.Radio(_ways(start), value=ways.WHOLE, label="Adapters of the student", elem_id="way")
         way.visible = start.bundle is not None
-        stage = gr.HTML(markup.stage(Sight(choice=start)), js_on_load=None, elem_id="stage")
-        gr.HTML(f'<p class="g-note">{texts.HOW_TIMED}</p>', js_on_load=None)
+        stage = gr.HTML(markup.stage(Sight(choice=start)), **PLAIN, elem_id="stage")
+        gr.HTML(f'<p class="g-note">{texts.HOW_TIMED}</p>', **PLAIN)
         with gr.Tabs():
             with gr.Tab("Noise levels"):
-                strip = gr.HTML(markup.strip(Sight(choice=start), None, "estimate"), js_on_load=None, elem_id="strip")
+                strip = gr.HTML(markup.strip(Sight(choice=start), None, "estimate"), **PLAIN, elem_id="strip")
                 with gr.Row(equal_height=True):
-                    level = gr.Slider(0, top, value=top, step=1, label=_level_label(start), scale=3, elem_id="level")
+                    level = gr.Slider(
+                        0, top, value=top, step=1, label=_level_label(start), buttons=[], scale=3, elem_id="level"
+                    )
                     kind = gr.Radio(
                         [(title, name) for name, title in markup.KINDS.items()],
                         value="estimate",
                         label="Show",
                         scale=1,
+                        min_width=320,
                         elem_id="kind",
                     )
-                gr.HTML(f'<p class="g-note">{texts.HOW_SHOWN}</p>', js_on_load=None)
+                gr.HTML(f'<p class="g-note">{texts.HOW_SHOWN}</p>', **PLAIN)
             with gr.Tab("Seeds"):
                 with gr.Row(equal_height=True):
-                    count = gr.Slider(*asking.SEEDS, value=6, step=1, label="Seeds", scale=4, elem_id="count")
-                    draw_seeds = gr.Button("Draw the seeds", scale=1, min_width=140, elem_id="draw-seeds")
-                rows = gr.HTML(markup.seeds(None), js_on_load=None, elem_id="rows")
-                gr.HTML(f'<p class="g-note">{texts.HOW_DIVERSE}</p>', js_on_load=None)
+                    count = gr.Slider(
+                        *asking.SEEDS, value=6, step=1, label="Pictures in a row", buttons=[], scale=4, elem_id="count"
+                    )
+                    draw_seeds = gr.Button("Draw seeds", scale=1, min_width=130, elem_id="draw-seeds")
+                rows = gr.HTML(markup.seeds(None), **PLAIN, elem_id="rows")
+                gr.HTML(f'<p class="g-note">{texts.HOW_DIVERSE}</p>', **PLAIN)
             with gr.Tab("Pair"):
                 with gr.Row(equal_height=True):
                     name = gr.Dropdown(
@@ -87,7 +94,7 @@ def build(offered: Offered) -> gr.Blocks:
                     )
                     use = gr.Button("Use it", scale=1, min_width=100, elem_id="use")
                     renew = gr.Button("Look again", scale=1, min_width=110, elem_id="renew")
-                facts = gr.HTML(_facts(offered, start), js_on_load=None, elem_id="facts")
+                facts = gr.HTML(_facts(offered, start), **PLAIN, elem_id="facts")
 
         def drawn(wanted: str, number: float, chosen: str, view: Sight, again: bool, request: gr.Request) -> Iterator:
             visitor = request.session_hash or ""

@@ -2,8 +2,10 @@
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from threading import Event
 
 import gradio as gr
+import matplotlib.pyplot  # noqa: F401 - Gradio imports it at the first click, which would take seconds
 from starlette.middleware import Middleware
 
 HOST = "127.0.0.1"
@@ -69,6 +71,8 @@ def serve(blocks: gr.Blocks, port: int, *, browser: bool, ready: Callable[[str],
     )
     try:
         ready(address)
-        blocks.block_thread()
+        Event().wait()
+    except KeyboardInterrupt:  # the only way to end the page, so not a failure
+        pass
     finally:
         blocks.close(verbose=False)

@@ -58,6 +58,12 @@ class Studio:
         self._backbone: StockBackbone | None = None
         self._adapters: switching.FusedAdapters | switching.LowRankAdapters | None = None
         self._held = ""  # digest of the bundle whose adapters are ready
+        self._closing = Event()
+
+    def close(self) -> None:
+        """Stops all drawings, and waits for the one that runs."""
+        self._closing.set()
+        self._executor.shutdown(cancel_futures=True)
 
     def open(self, folder: Path, name: str) -> Choice:
         """Reads a bundle and loads its base, if that is not in memory yet.
@@ -99,7 +105,7 @@ class Studio:
             finally:
                 select(None)
 
-        return watched(self._executor, work, stop)
+        return watched(self._executor, work, lambda: stop.is_set() or self._closing.is_set())
 
     def teacher(self, choice: Choice, asked: Asked, stop: Event, *, frames: bool) -> Progress:
         """Draws with the bare base in all its steps; else as `student`."""
@@ -111,7 +117,7 @@ class Studio:
                 backbone, choice.setting, choice.teacher, scale, _bare, asked.prompt, asked.seed, wanted, tell
             )
 
-        return watched(self._executor, work, stop)
+        return watched(self._executor, work, lambda: stop.is_set() or self._closing.is_set())
 
     def _open(self, folder: Path, name: str) -> Choice:
         bundle = Bundle.load(folder)

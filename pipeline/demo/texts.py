@@ -18,7 +18,7 @@ HOW_TIMED = (
 HOW_SHOWN = (
     "Both rows show the picture in the making at the same noise levels, those of the student's steps; the teacher's "
     "are the nearest of its steps. An estimate is the decoded x_0 = x - sigma v, the picture that the model expects at "
-    "that level. A state is the decoded x itself, with its noise."
+    "that level. A state is the decoded x itself, with its noise. The slider shows one level in the large pictures."
 )
 HOW_DIVERSE = (
     f"{SEEDS[0]} to {SEEDS[1]} pictures of the prompt above, from the seed above and the following ones, student and "
@@ -41,9 +41,15 @@ def headline(choice: Choice) -> str:
     guidance, steps = choice.setting.guidance, choice.setting.teacher_steps
     many = steps * forwards(guidance.teacher_true_cfg_scale)
     if choice.student is None:
-        return f"The teacher takes {many} forwards per picture."
+        return f"The teacher alone: {many} forwards per picture"
     few = len(choice.student.adapters) * forwards(guidance.student_true_cfg_scale)
-    return f"The same picture in {few} forwards instead of {many}."
+    return f"{few} forwards instead of {many}, from the same noise"
+
+
+def subject(choice: Choice) -> str:
+    """The bundle and its base."""
+    made = f"{choice.setting.width} x {choice.setting.height} pixels"
+    return f"{choice.name} on {choice.base.path}, {made}" if choice.name else f"{choice.base.path}, {made}"
 
 
 def subtitle(choice: Choice, who: str) -> str:

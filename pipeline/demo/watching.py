@@ -15,51 +15,53 @@ class Stopped(Exception):
 
 
 def watched(
-    executor: Executor, work: Callable[[Callable[[Report], None]], Result], stop: Event, every_s: float = 0.1
+    executor: Executor,
+    work: Callable[[Callable[[Report], None]], Result],
+    stop: Callable[[], bool],
+    every_s: float = 0.1,
 ) -> Generator[Report | None, None, Result]:
     """Runs `work(tell)` in the executor, and yields what it told last, about every `every_s` seconds.
 
     The work never waits for its caller. If the caller closes the generator, the work ends at its next call of `tell`.
 
     Args:
-        executor: Runs the work; while the executor is busy with other work, the generator yields None.
+        executor: Runs the work, after the works that were submitted before.
         work: Calls `tell` with reports, and returns the result.
-        stop: Ends the work at its next call of `tell`, and before its start.
+        stop: Once it answers True, the work ends at its next call of `tell`, or does not start.
         every_s: Seconds between two reports.
 
     Yields:
-        The latest report; None before the first one.
+        The latest report; None before the first one, while the executor is busy with other work.
 
     Returns:
         The result of the work.
 
     Raises:
-        Stopped: `stop` was set before the work was done.
+        Stopped: `stop` answered True before the work was done.
         Exception: What the work raised.
     """
     lock, told, left = Lock(), Event(), Event()
     latest: list[Report] = []
 
     def tell(report: Report) -> None:
-        if stop.is_set() or left.is_set():
+        if stop() or left.is_set():
             raise Stopped
         with lock:
             latest[:] = [report]
         told.set()
 
     def run() -> Result:
-        if stop.is_set() or left.is_set():
+        if stop() or left.is_set():
             raise Stopped
         return work(tell)
 
     future = executor.submit(run)
     future.add_done_callback(lambda _: told.set())
     try:
-        yield None
         while not future.done():
             told.wait(every_s)
             told.clear()
-            if stop.is_set() and future.cancel():
+            if stop() and future.cancel():
                 raise Stopped
             if not future.done():
                 with lock:
