@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,26 +20,31 @@ PAIR, LONG = "artifacts/bundle", "long"
 RETENTION = {"retention": 0.964, "retention_low": 0.941, "retention_high": 0.985}
 
 
-def write_pair(folder: Path, bundle: str, steps: int = 50) -> Bundle:
-    """Writes a pair with random adapters for the shipped teacher, in the project `folder`, the working directory.
-
-    Args:
-        folder: The project.
-        bundle: The bundle's folder in it.
-        steps: Of the teacher.
-    """
+def write_pair(folder: Path) -> Bundle:
+    """Writes a pair with random adapters for the shipped teacher, in the project `folder`, the working directory."""
     own = params.load()
-    own = replace(own, teacher=replace(own.teacher, steps=steps), trajectories=replace(own.trajectories, steps=steps))
     backbone = backbones.load(own.teacher.base, "cpu", parts=("transformer",))
     partition = compute(own, backbone.schedule(own.teacher.height, own.teacher.width))
-    trained = {phase: folder / "trained" / bundle / phase for phase in PHASES}
+    trained = {phase: folder / "trained" / phase for phase in PHASES}
     for seed, phase in enumerate(PHASES):
         write_adapter(backbone, trained[phase], seed=seed)
-    return write.bundle(folder / bundle, trained, partition, own.teacher, own.student)
+    return write.bundle(folder / PAIR, trained, partition, own.teacher, own.student)
 
 
-def make_project(folder: Path) -> Path:
-    """A project with the shipped teacher, a pair, a pair whose teacher takes long, and a registered version."""
+def write_long(folder: Path) -> None:
+    """Writes the same pair for a teacher of 1000 steps."""
+    shutil.copytree(folder / PAIR, folder / LONG)
+    manifest = json.loads((folder / LONG / "glance.json").read_text())
+    (folder / LONG / "glance.json").write_text(json.dumps(manifest | {"teacher_steps": 1000}))
+
+
+def make_project(folder: Path, database: Path) -> Path:
+    """A project with the shipped teacher, a pair, a pair whose teacher takes long, and a registered version.
+
+    Args:
+        folder: Where it goes.
+        database: With the registry's tables.
+    """
     folder.mkdir()
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, folder)
@@ -52,8 +56,10 @@ def make_project(folder: Path) -> Path:
         for name in [name for name in os.environ if name.startswith("MLFLOW")] + list(connection.ENVIRONMENT):
             patch.setenv(name, "")
             patch.delenv(name)
-        made = write_pair(folder, PAIR)
-        write_pair(folder, LONG, steps=1000)
+        (folder / ".glance").mkdir()
+        shutil.copy(database, folder / ".glance/mlflow.db")
+        made = write_pair(folder)
+        write_long(folder)
         digests = {"bundle_digest": bundle_digest(made.folder), "teacher_digest": made.base_digest}
         rows = {"teacher": {"nfe": 100}, "student": {"nfe": 8, **RETENTION}}
         times = {"teacher": {"speedup_batch1": 1.0}, "student": {"speedup_batch1": 10.0}}

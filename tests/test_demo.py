@@ -282,7 +282,7 @@ def test_markup_escapes_what_people_type(choice):
 
 
 def test_the_strip_marks_the_handoff_once(choice):
-    shown = markup.strip(Sight(choice=choice), None, "estimate")
+    shown = markup.strip(Sight(choice=choice))
     assert shown.count("g-handoff") == 1 and shown.count("g-level ") == len(choice.levels) + 1
 
 

@@ -82,7 +82,7 @@ def _shown(drawn: Drawn | None, level: int | None, kind: str) -> tuple[np.ndarra
     return getattr(frame, kind), f'<em class="g-tag">{kind} at sigma {frame.sigma:.3f}</em>'
 
 
-def strip(sight: Sight, level: int | None, kind: str) -> str:
+def strip(sight: Sight, level: int | None = None, kind: str = "estimate") -> str:
     """All frames in two rows, a column for each noise level, with the handoff between two columns."""
     choice = sight.choice
     acting = phases(choice) or ("",) * len(choice.levels)

@@ -60,7 +60,7 @@ def build(offered: Offered) -> gr.Blocks:
         gr.HTML(f'<p class="g-note">{texts.HOW_TIMED}</p>', **PLAIN)
         with gr.Tabs():
             with gr.Tab("Noise levels"):
-                strip = gr.HTML(markup.strip(Sight(choice=start), None, "estimate"), **PLAIN, elem_id="strip")
+                strip = gr.HTML(markup.strip(Sight(choice=start)), **PLAIN, elem_id="strip")
                 with gr.Row(equal_height=True):
                     level = gr.Slider(
                         0, top, value=top, step=1, label=_level_label(start), buttons=[], scale=3, elem_id="level"
@@ -98,26 +98,31 @@ def build(offered: Offered) -> gr.Blocks:
 
         def drawn(wanted: str, number: float, chosen: str, view: Sight, again: bool, request: gr.Request) -> Iterator:
             visitor = request.session_hash or ""
-            drawing: Event = visits.begin(visitor)
+            drawing, first = visits.begin(visitor), True
             try:
                 asked = asking.check(wanted, number)
                 for now in race(studio, view, asked, chosen, drawing, again=again):
                     if not visits.current(visitor, drawing):
                         return
-                    yield seen(now, None, "estimate")
+                    shown = seen(now)
+                    yield (
+                        shown if first else {part: value for part, value in shown.items() if part not in (level, kind)}
+                    )
+                    first = False
+                yield {refusal: ""}  # Gradio shows the last report twice, and the visitor may move the slider between
             except faults.SAID as error:
                 yield {refusal: markup.error(faults.sentence(error))}
             finally:
                 drawing.set()
 
-        def seen(view: Sight, at: int | None, shown: str) -> dict[Any, Any]:
-            last = len(view.choice.levels)
+        def seen(view: Sight) -> dict[Any, Any]:
             return {
                 refusal: "",
                 sight: view,
-                stage: markup.stage(view, at, shown),
-                strip: markup.strip(view, at, shown),
-                level: gr.skip() if at is not None else gr.Slider(value=last),
+                stage: markup.stage(view),
+                strip: markup.strip(view),
+                level: gr.Slider(value=len(view.choice.levels)),
+                kind: "estimate",
             }
 
         def press(wanted: str, number: float, chosen: str, view: Sight, request: gr.Request) -> Iterator:
@@ -158,7 +163,7 @@ def build(offered: Offered) -> gr.Blocks:
             except faults.SAID as error:
                 return {refusal: markup.error(faults.sentence(error))}
             fresh, last = Sight(choice=chosen), len(chosen.levels)
-            return seen(fresh, None, "estimate") | {
+            return seen(fresh) | {
                 heading: markup.head(chosen),
                 facts: found,
                 rows: markup.seeds(None),
@@ -178,7 +183,7 @@ def build(offered: Offered) -> gr.Blocks:
         def leave(request: gr.Request) -> None:
             visits.leave(request.session_hash or "")
 
-        pictures = [refusal, sight, stage, strip, level]
+        pictures = [refusal, sight, stage, strip, level, kind]
         asked_for = [prompt, seed, way, sight]
         how = {"show_progress": "hidden", "concurrency_limit": VISITORS}
         gr.on([draw.click, prompt.submit], press, asked_for, pictures, trigger_mode="multiple", **how)
