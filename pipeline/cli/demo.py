@@ -43,6 +43,7 @@ def demo(bundle: str | None, teacher: str | None, port: int, device: str, no_bro
         from pipeline.demo import page, serving, texts
         from pipeline.demo.studio import Studio
 
+        serving.check_port(port)
         with closing(Studio(teacher, device)) as studio:
             choice = _choice(studio, bundle)
             offered = page.Offered(

@@ -1,5 +1,6 @@
 """Serves the page on this machine alone, and lets the browser ask no other."""
 
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from threading import Event
@@ -35,6 +36,16 @@ class OwnHostOnly:
             await send(message)
 
         await self._app(scope, receive, sending if scope["type"] == "http" else send)
+
+
+def check_port(port: int) -> None:
+    """Raises ValueError if another program has the port."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((HOST, port))
+        except OSError as error:
+            raise ValueError(f"--port must be a free port of {HOST}, got {port}: {error.strerror}") from None
 
 
 def serve(blocks: gr.Blocks, port: int, *, browser: bool, ready: Callable[[str], None]) -> None:

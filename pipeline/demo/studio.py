@@ -1,14 +1,16 @@
 """The model of the page: one base in memory, one thread that draws with it, and the bundles that were chosen."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from pipeline import backbones
 from pipeline.adapters import switching
-from pipeline.backbones.stock import StockBackbone
 from pipeline.backbones.teacher import Teacher
 from pipeline.bundle.manifest import Bundle, Guidance, bundle_digest
 from pipeline.demo import drawing, ways
@@ -18,6 +20,9 @@ from pipeline.demo.watching import watched
 from pipeline.flow.sampling import StepPlan, fixed_plan
 from pipeline.flow.schedule import base_levels
 from pipeline.params import Params
+
+if TYPE_CHECKING:  # at run time `backbones.load` imports it, without the warnings of its packages
+    from pipeline.backbones.stock import StockBackbone
 
 Progress = Generator[Drawn | None, None, Drawn]
 
