@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     f"{', '.join([*LACKING, *([] if CHROMIUM else ['chromium'])])}",
 )
 MODEL = "models:/glance-scenes@candidate"
-PATIENCE_MS = 60_000  # for a machine that does other work too
+PATIENCE_MS = 120_000  # for a machine that does other work too
 
 
 class Server:
@@ -44,18 +44,18 @@ class Server:
         self.address = f"http://127.0.0.1:{self.port}/"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "DVC", "XDG"))}
         self.log = folder / "log"
-        with open(self.log, "wb") as log:
+        with open(self.log, "wb") as log, open(folder / "errors", "wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.cli", "demo", "--no-browser", "--port", str(self.port)],
                 cwd=self.project,
                 env=kept | {"HOME": str(self.home), "TMPDIR": str(self.scratch), "PYTHONDONTWRITEBYTECODE": "1"},
                 stdout=log,
-                stderr=log,
+                stderr=errors,
             )
         deadline = time.monotonic() + 240
         while self.address not in self.log.read_text():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the page did not start:\n{self.log.read_text()}")
+                pytest.fail(f"the page did not start:\n{(folder / 'errors').read_text()}")
             time.sleep(0.1)
 
     def files(self) -> set[Path]:
@@ -233,10 +233,14 @@ def test_a_stop_in_the_middle_and_a_version_from_the_registry(visit):
 
 def test_bad_input_is_one_sentence_and_the_page_goes_on(visit, server):
     visit.ask("", 1)
-    visit.refusal("The prompt must hold a visible character, got none.")
+    visit.refusal("the prompt must hold a visible character, got none.")
     visit.ask("a" * 2001, 1)
-    visit.refusal("The prompt must have at most 2000 characters, got 2001.")
-    visit.page.fill("#seed input", "")
+    visit.refusal("the prompt must have at most 2000 characters, got 2001.")
+    visit.page.fill("#prompt textarea", "a star")
+    for seed in ("", "-1", "1.5"):
+        visit.page.fill("#seed input", seed)
+        visit.page.click("#draw")
+        visit.refusal(f"the seed must be a whole number from 0 to 9007199254740991, got {seed or 'none'}.")
     visit.ask("a yellow diamond " * 117, 1)
     visit.drawn(("a yellow diamond " * 117).strip())
     broken = server.project / ".glance/broken"
@@ -280,5 +284,4 @@ def test_nothing_is_left_and_ctrl_c_ends_the_page(server):
     assert server.process.wait(timeout=90) == 0
     assert server.files() == server.before
     assert list(server.scratch.iterdir()) == []
-    said = [line for line in server.log.read_text().splitlines() if not line.startswith("[transformers]")]
-    assert said == [server.address]
+    assert server.log.read_text().splitlines() == [server.address]

@@ -14,4 +14,4 @@ def sentence(error: Exception) -> str:
         said = "the device has too little memory for this picture: choose a smaller base or another --device"
     else:
         raise error
-    return said[:1].upper() + said[1:] + ("" if said.endswith(".") else ".")
+    return said if said.endswith(".") else f"{said}."

@@ -49,7 +49,7 @@ def build(offered: Offered) -> gr.Blocks:
             prompt = gr.Textbox(
                 value=next(iter(offered.examples), ""), label="Prompt", lines=1, max_lines=4, scale=6, elem_id="prompt"
             )
-            seed = gr.Number(value=7, precision=0, minimum=0, label="Seed", scale=1, min_width=90, elem_id="seed")
+            seed = gr.Number(value=7, label="Seed", scale=1, min_width=90, elem_id="seed")
             draw = gr.Button("Draw", variant="primary", scale=1, min_width=90, elem_id="draw")
             stop = gr.Button("Stop", scale=1, min_width=70, elem_id="stop")
         if len(offered.examples) > 1:
@@ -96,6 +96,8 @@ def build(offered: Offered) -> gr.Blocks:
                     renew = gr.Button("Look again", scale=1, min_width=110, elem_id="renew")
                 facts = gr.HTML(_facts(offered, start), **PLAIN, elem_id="facts")
 
+        nothing = {refusal: gr.skip()}  # ends a generator: Gradio shows its last report twice, the second time too late
+
         def drawn(wanted: str, number: float, chosen: str, view: Sight, again: bool, request: gr.Request) -> Iterator:
             visitor = request.session_hash or ""
             drawing, first = visits.begin(visitor), True
@@ -103,13 +105,11 @@ def build(offered: Offered) -> gr.Blocks:
                 asked = asking.check(wanted, number)
                 for now in race(studio, view, asked, chosen, drawing, again=again):
                     if not visits.current(visitor, drawing):
-                        return
+                        break
                     shown = seen(now)
-                    yield (
-                        shown if first else {part: value for part, value in shown.items() if part not in (level, kind)}
-                    )
+                    yield shown if first else {part: shown[part] for part in (sight, stage, strip)}
                     first = False
-                yield {refusal: ""}  # Gradio shows the last report twice, and the visitor may move the slider between
+                yield nothing
             except faults.SAID as error:
                 yield {refusal: markup.error(faults.sentence(error))}
             finally:
@@ -144,10 +144,12 @@ def build(offered: Offered) -> gr.Blocks:
             drawing: Event = visits.begin(visitor)
             try:
                 asked = asking.check(wanted, number, asking.check_count(how_many))
+                yield {refusal: ""}
                 for shown in gallery(studio, view.choice, asked, chosen, int(how_many), drawing):
                     if not visits.current(visitor, drawing):
-                        return
-                    yield {refusal: "", rows: markup.seeds(shown)}
+                        break
+                    yield {rows: markup.seeds(shown)}
+                yield nothing
             except faults.SAID as error:
                 yield {refusal: markup.error(faults.sentence(error))}
             finally:
