@@ -110,6 +110,7 @@ class _Watch:
     def finish(self, x: Tensor) -> Drawn:
         """The picture of the last latents, with its frames."""
         image, seconds = self._decoded(x), self.clock.seconds
+        self._report(image=image)  # the visitor need not wait for the frames
         frames = [self._frame(step) for step in self._steps]
         last = Frame(sigma=0.0, estimate=image, state=image)
         return replace(self._drawn, seconds=seconds, image=image, frames=(*frames, last))
