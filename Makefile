@@ -1,15 +1,17 @@
 PYTHON ?= python3
 PORT   ?= 5000
+DEMO_PORT ?= 7860
 JOBS   ?= 2
 BIN    := .venv/bin
 STAMP  := .venv/.installed
+DEMO   := .venv/.demo
 BESIDE := .venv/benchmarks
 
 # Names are relative, since make cannot have a target with a space, and tools are called as modules: the first line of a
 # script in .venv/bin holds the project's path. PATH is for the stages, which DVC runs as `python -m stages.x`.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run check test lint docs ui teacher setup place
+.PHONY: run check test lint docs ui demo teacher setup place
 
 run: setup
 	@git rev-parse --verify --quiet HEAD >/dev/null || \
@@ -31,7 +33,7 @@ check: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
 
 # Two files of tests at once, each with one thread; a file stays together, since its tests share a small project.
-test: setup $(BESIDE)/.installed
+test: setup $(DEMO) $(BESIDE)/.installed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup
@@ -51,6 +53,10 @@ ui: setup
 	@mkdir -p .glance
 	@$(BIN)/python -m mlflow ui --backend-store-uri sqlite:///.glance/mlflow.db --host 127.0.0.1 --port $(PORT)
 
+# The page to try the pair in artifacts/bundle; for another one, `glance demo --bundle`.
+demo: setup $(DEMO)
+	@$(BIN)/python -m pipeline.cli demo --port $(DEMO_PORT)
+
 setup: place $(STAMP)
 
 # A colon ends an entry of PATH, ? and % mean something in sqlite's address, the others in the commands that pip writes.
@@ -65,6 +71,10 @@ $(STAMP): pyproject.toml constraints.txt | place
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(DEMO): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	@touch $@
 
 # The packages of the scorers' tests, in a folder that only those tests see: see tests/test_scorers.py.

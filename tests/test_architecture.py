@@ -10,7 +10,7 @@ from tests.test_dvc import ROOT, imported
 LEVELS = [  # from the top down: what stands in a row may import what stands in the rows below it
     "cli",
     "diagnosis",
-    "ablations benchmarking checking hub shipping",
+    "ablations benchmarking checking demo hub shipping",
     "registry",
     "evaluation memory",
     "bundle training",

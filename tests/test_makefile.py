@@ -64,7 +64,7 @@ def test_every_target_works_in_a_folder_of_any_name_and_stays_in_it(make, tmp_pa
     built.mkdir(parents=True)
     (built / "model_index.json").touch()
     (tmp_path / "in" / folder / "artifacts").mkdir()
-    done, asked = make(folder, "setup", "test", "lint", "ui", "teacher")
+    done, asked = make(folder, "setup", "test", "lint", "ui", "demo", "teacher")
     assert done.returncode == 0, done.stderr
     place = str(tmp_path / "in" / folder)
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
@@ -74,13 +74,21 @@ def test_every_target_works_in_a_folder_of_any_name_and_stays_in_it(make, tmp_pa
         (place, "-m venv .venv"),
         (place, f"-m pip install --quiet {torch}"),
         (place, "-m pip install --quiet --constraint constraints.txt --editable .[test]"),
+        (place, "-m pip install --quiet --constraint constraints.txt --editable .[demo]"),
         (place, f"{beside} --target .venv/benchmarks --requirement tests/scorers/requirements.txt"),
         (place, "-m pytest -n 2 --dist loadfile"),
         (place, "-m ruff check ."),
         (place, "-m mlflow ui --backend-store-uri sqlite:///.glance/mlflow.db --host 127.0.0.1 --port 5000"),
+        (place, "-m pipeline.cli demo --port 7860"),
         (f"{place}/teacher", "-m dvc repro"),
     ]
-    made = {".venv/.installed", ".venv/bin/python", ".venv/benchmarks/.installed", "artifacts/teacher/model_index.json"}
+    made = {
+        ".venv/.installed",
+        ".venv/.demo",
+        ".venv/bin/python",
+        ".venv/benchmarks/.installed",
+        "artifacts/teacher/model_index.json",
+    }
     given = {*GIVEN, "teacher/build/teacher/model_index.json"}
     assert below(tmp_path / "in") == {f"{folder}/{name}" for name in made | given}
     assert make(folder, "setup")[1] == [], "it is installed"

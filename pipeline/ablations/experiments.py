@@ -142,20 +142,8 @@ def queue_command(run: Run, jobs: int, threads: int, force: bool) -> list[str]:
     message = f"glance ablate, jobs {jobs}"
     forced = ["--force"] if force else []
     ignored = ["--copy-paths", Lora.folder.as_posix()] if run.params[Lora.key] else []  # git does not bring the LoRAs
-    return [
-        "dvc",
-        "exp",
-        "run",
-        "--queue",
-        "--name",
-        run.name,
-        "--message",
-        message,
-        *forced,
-        *ignored,
-        *options,
-        STAGE,
-    ]
+    start = ["dvc", "exp", "run", "--queue", "--name", run.name, "--message", message]
+    return [*start, *forced, *ignored, *options, STAGE]
 
 
 def execute(runs: Sequence[Run], jobs: int, force: bool, dry: bool, echo: Echo) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from pipeline.cli import benchmarks, checks, hub, images, pairs, project, teachers, versions
+from pipeline.cli import benchmarks, checks, demo, hub, images, pairs, project, teachers, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +22,7 @@ def main() -> None:
 
 for command in (
     images.generate,
+    demo.demo,
     teachers.preset,
     teachers.fetch,
     teachers.assemble,

@@ -20,6 +20,7 @@ from pipeline.console import sentence, sentences
 ANYWHERE = (
     "generate",
     "check",
+    "demo",
     "assemble",
     "pull",
     "clean",
