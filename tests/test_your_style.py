@@ -201,7 +201,7 @@ def test_the_page_runs_as_it_is_written(project, tmp_path):
     ]  # fmt: skip
 
     card = (folder / "negative-pair" / "README.md").read_text()
-    (lines,) = [code for language, code in FENCE.findall(card) if language == "python"]
+    lines, *_ = (code for language, code in FENCE.findall(card) if language == "python")  # the others: from images
     assert 'pipe.load_lora_weights("loras", weight_name="negative.safetensors")' in lines
     lines = lines.replace('folder = "."', 'folder = "negative-pair"')  # the card's own folder, from the project's
     theirs = own.run(sys.executable, "-c", f"{lines}\nimage.save('theirs.png')\n")
