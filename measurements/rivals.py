@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 QUESTIONS = ("rivals", "lcm", "experts", "solver")
+KEPT = {
+    "Euler": ", guidance kept",
+    "Adams-Bashforth 2": ", guidance kept, AB2",
+    "Adams-Bashforth 2 and 640 train steps": ", guidance kept, AB2, 640 train steps",
+}
+"""What a variant of the question `solver` adds to the student's title."""
 FILE, PAGE, PLOT = DOCS / "rivals.json", ROOT / "docs" / "rivals.md", ROOT / "docs" / "rivals.png"
 LINE = 0.021  # of the height of a panel: between two labels
 TIMED_STEPS = 3  # after one that is not timed
@@ -135,7 +141,7 @@ class Row:
         """The method in words."""
         if self.free:
             return titles()[self.arm.removesuffix("_equal_cost")]
-        suffix = {"Euler": ", guidance kept", "Adams-Bashforth 2": ", guidance kept, AB2"}.get(self.variant, "")
+        suffix = KEPT.get(self.variant, "")
         return titles()[self.arm] + (suffix if self.arm == PRODUCT else "")
 
     @property

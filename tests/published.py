@@ -139,7 +139,7 @@ def write_bundle(folder: Path, seed: int = 0, **changes: object) -> Path:
         "license": "apache-2.0",
         "u": [1.0, 0.5],
         "sigmas": [*(sigma for phase in phases for sigma in phase["sigmas"][:-1]), 0.0],
-        "steps": [0, 2],
+        "steps": [step for phase in phases for step in phase["steps"]],
         "teacher_steps": 4,
         "phases": phases,
         "handoffs": [

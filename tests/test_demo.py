@@ -43,7 +43,7 @@ def studio(pair):
 
 @pytest.fixture(scope="module")
 def choice(studio, pair):
-    return studio.open(pair.bundle.folder, "mine")
+    return studio.load(pair.bundle.folder, "mine")
 
 
 def ended(generator):
@@ -194,10 +194,10 @@ def test_a_base_of_another_model_a_missing_one_and_a_broken_bundle_are_sentences
         manifest = change(json.loads((folder / "glance.json").read_text()))
         (folder / "glance.json").write_text(json.dumps(manifest))
         with pytest.raises(faults.SAID, match=words) as raised:
-            studio.open(folder, "bad")
+            studio.load(folder, "bad")
         assert faults.sentence(raised.value).endswith(".")
     with pytest.raises(ValueError, match="is no bundle: glance.json is missing"):
-        studio.open(tmp_path, "none")
+        studio.load(tmp_path, "none")
 
 
 def test_errors_of_memory_are_said_and_defects_are_not():

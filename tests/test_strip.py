@@ -93,7 +93,12 @@ def test_the_teacher_starts_from_the_student_s_noise(tmp_path):
             {"name": "slow", "file": "slow.safetensors", "steps": [0], "u": [1.0], "sigmas": sigmas[:2]},
             {"name": "fast", "file": "fast.safetensors", "steps": [1], "u": [0.5], "sigmas": sigmas[1:]},
         ],
-        guidance={"teacher_true_cfg_scale": 3.0, "student_true_cfg_scale": 3.0, "guidance_scale": 3.5},
+        guidance={
+            "teacher_true_cfg_scale": 3.0,
+            "student_true_cfg_scale": 3.0,
+            "guidance_scale": 3.5,
+            "negative_prompt": "",
+        },
     )
     for file in folder.glob("*.safetensors"):
         save_file({key: tensor * (".lora_A." in key) for key, tensor in load_file(file).items()}, file)

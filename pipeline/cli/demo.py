@@ -66,7 +66,7 @@ def _choice(studio: "Studio", bundle: str | None) -> "Choice":
 
         return studio.teacher_alone(params.load())
     name = bundle or artifacts.BUNDLE.as_posix()
-    return studio.open(bundle_folder(name), name)
+    return studio.load(bundle_folder(name), name)
 
 
 def _examples() -> list[str]:

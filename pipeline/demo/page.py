@@ -160,7 +160,7 @@ def build(offered: Offered) -> gr.Blocks:
             try:
                 if not wanted or not wanted.strip():
                     raise ValueError("the bundle must be a folder or models:/name@alias, got none")
-                chosen = studio.open(offered.find(wanted.strip()), wanted.strip())
+                chosen = studio.load(offered.find(wanted.strip()), wanted.strip())
                 found = _facts(offered, chosen)
             except faults.SAID as error:
                 return {refusal: markup.error(faults.sentence(error))}

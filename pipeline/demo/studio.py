@@ -70,7 +70,7 @@ class Studio:
         self._closing.set()
         self._executor.shutdown(cancel_futures=True)
 
-    def open(self, folder: Path, name: str) -> Choice:
+    def load(self, folder: Path, name: str) -> Choice:
         """Reads a bundle and loads its base, if that is not in memory yet.
 
         Raises:
