@@ -299,7 +299,7 @@ GROWTH = {  # by the heading of docs/extending.md
                 "from pipeline.bundle.formats.fused import FUSED\n",
                 "from pipeline.bundle.formats.fused import FUSED\nfrom pipeline.bundle.formats.new import NEW\n",
             ),
-            ("pipeline/bundle/formats/__init__.py", "in (FUSED,)", "in (FUSED, NEW)"),
+            ("pipeline/bundle/formats/__init__.py", "in (FUSED, ", "in (FUSED, NEW, "),
         ),
     ),
     "A parameter": Growth(
