@@ -170,12 +170,11 @@ def rows(measured: Sequence[tuple[Grid, Sequence[Result]]], costs: Mapping) -> l
     for question, those in measured:
         for one in (one for one in those if one.arm in (REFERENCE, *question.arms)):
             nfe = int(one.metrics["nfe"] or 0)
-            if one.arm in FREE_ARMS:
-                key: tuple = (nfe, *(round(one.metrics[name] or 0, 4) for name in COLUMNS))
-            else:
-                key = (nfe, one.arm, one.variant if question.name == "solver" else "")
             spent = costs.get(one.variant, {}).get(one.arm)
             new = Row(one.arm, one.variant, nfe, Cost(**spent) if spent else None, {one.seed: one.metrics})
+            kept = one.variant if question.name == "solver" else ""
+            same = [f"{one.metrics[name] or 0:.2g}" for name in ("score", "psnr")]  # rounding differs among machines
+            key = (nfe, *same) if new.free else (nfe, one.arm, kept)
             old = found.get(key, new)
             found[key] = old if old.free else replace(old, seeds=dict(new.seeds) | dict(old.seeds))
     return sorted(found.values(), key=lambda row: (-row.nfe, not row.free, row.title))
@@ -184,20 +183,26 @@ def rows(measured: Sequence[tuple[Grid, Sequence[Result]]], costs: Mapping) -> l
 def front(table: Sequence[Row]) -> list[Row]:
     """The rows that no other row beats in forwards, score, `fd_scenes` and diversity together.
 
-    Two trained rows are compared under the training seeds that both have.
+    A row beats another if it is as good in each of them in the mean, and better in one of them under every training
+    seed that both have. So what only some seeds show beats nothing.
     """
 
     def beaten(row: Row, other: Row) -> bool:
-        seeds = set(row.seeds) & set(other.seeds) if not (row.free or other.free) else None
-        if seeds is not None and not seeds:
+        trained = [set(one.seeds) for one in (row, other) if not one.free] or [set(row.seeds)]
+        both = set.intersection(*trained)
+        if not both:
             return False
-        mine, theirs = _goals(row, seeds), _goals(other, seeds)
-        return mine != theirs and all(a <= b for a, b in zip(theirs, mine, strict=True))
+        pairs = [_goals(one, both) for one in (row, other)]
+        by_seed = [tuple(zip(*(_goals(one, {seed}) for seed in both), strict=True)) for one in (row, other)]
+        no_worse = all(theirs <= mine for mine, theirs in zip(*pairs, strict=True))
+        return no_worse and any(
+            all(b < a for a, b in zip(mine, theirs, strict=True)) for mine, theirs in zip(*by_seed, strict=True)
+        )
 
     return [row for row in table if not any(beaten(row, other) for other in table if other.arm != REFERENCE)]
 
 
-def _goals(row: Row, seeds: set[int | None] | None) -> tuple[float, ...]:
+def _goals(row: Row, seeds: set[int | None]) -> tuple[float, ...]:
     """What is to be small."""
     diversity = row.mean("diversity", seeds)
     return row.nfe, -row.mean("score", seeds), row.mean("fd_scenes", seeds), max(0.0, 1 - diversity)
@@ -219,8 +224,9 @@ def page(questions: Sequence[Grid], table: Sequence[Row]) -> str:
         " The score is the share of held-out captions that the checker accepts;"
         " retention is the score over the teacher's. PSNR and `fd_scenes` compare with the teacher's images of the same"
         " captions and noise. Diversity is the spread over seeds over the teacher's spread. A row in bold is on the"
-        " Pareto front of forwards, score, `fd_scenes` and diversity (above 1 counts as 1);"
-        " [method](method.md#controls) has the formulas.",
+        " Pareto front of forwards, score, `fd_scenes` and diversity (above 1 counts as 1): no other row is as good in"
+        " each of them in the mean, and better in one of them under every shared training seed."
+        " [Method](method.md#controls) has the formulas.",
         "",
         "| method | forwards | training: forward equivalents | s | score | retention | PSNR, dB | `fd_scenes` |"
         " diversity | seeds |",

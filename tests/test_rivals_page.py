@@ -77,6 +77,15 @@ def test_rows_are_compared_under_the_seeds_that_both_have():
 SCORES = ((0, 0.92), (1, 0.88))
 
 
+def test_what_only_some_seeds_show_beats_nothing():
+    def seeded(arm, *scores):
+        return Row(arm, "8 steps", 8, None, {seed: row(arm, score=one).seeds[0] for seed, one in enumerate(scores)})
+
+    good = seeded("student", 0.90, 0.90)
+    assert good in front([good, seeded("pdd", 0.89, 0.93)])
+    assert good not in front([good, seeded("pdd", 0.91, 0.92)])
+
+
 def test_the_page_says_who_is_on_the_front_and_shows_typed_answers():
     table = [row("student"), row("pdd", fd_scenes=0.05, score=0.95)]
     text = measured.page([replace(question("rivals"), answer="By a little.")], table)
