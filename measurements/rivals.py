@@ -273,7 +273,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
         for row in shown:
             colour = "#0b7a5c" if row.arm == PRODUCT else "#b4540a" if row.free else "#6a5fa8"
             axes.plot(row.nfe, row.mean(name), "o", color=colour, fillstyle="full" if row in best else "none")
-        axes.set(xscale="log", xlim=(1.7, 32), xlabel="forwards per image", ylabel=METRICS[name].label)
+        axes.set(xscale="log", xlim=(1.7, 64), xlabel="forwards per image", ylabel=METRICS[name].label)
         axes.set_xticks([2, 4, 8, 16], ["2", "4", "8", "16"])
         axes.minorticks_off()
         if name == "fd_scenes":

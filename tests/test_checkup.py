@@ -15,6 +15,7 @@ from pipeline import adapters, backbones
 from pipeline.artifacts import save_safetensors
 from pipeline.bundle import checkup
 from pipeline.bundle.checkup import likeness
+from pipeline.bundle.formats import export, one_file
 from pipeline.bundle.parts import Retention
 from pipeline.cli import main
 from tests.lora_layouts import build
@@ -192,7 +193,7 @@ def test_a_file_of_any_trainer_is_named(base, tmp_path, layout):
     found, reason = of_one(file, base)
     assert reason is None and found["layout"][1].startswith(f"{layout}, as written by ")
     assert found["base"] == ("note", "the file names none")
-    assert found["contract"] == ("note", "none in the header: `glance import` needs --levels or --rule")
+    assert found["contract"] == ("note", "none in the header: `glance import` takes the steps from --rule or --levels")
     assert found["rank"][1] == "2 to 4"
 
 
@@ -274,6 +275,13 @@ def test_what_cannot_be_used_is_a_failure_with_its_reason(base, tmp_path, case):
     assert re.search(message, found[name][1])
 
 
+def test_weights_that_are_no_lora_are_not_called_without_effect(base, tmp_path):
+    found, reason = of_one(write(tmp_path, {"x_embedder.weight": torch.ones(32, 8)}), base)
+    assert found["numbers"] == ("ok", "float32, all finite") and reason.startswith("0 of 1 keys bind")
+    empty, _ = of_one(write(tmp_path, {}), base)
+    assert empty["numbers"] == ("ok", "no numbers")
+
+
 def test_layers_without_effect_are_noted(base, tmp_path):
     tensors = plain() | plain(b=torch.zeros(32, 2), name=Q.replace("to_q", "to_k"))
     found, reason = of_one(write(tmp_path, tensors), base)
@@ -332,7 +340,7 @@ def test_the_base_that_pefts_configuration_names_is_shown(base, tmp_path, config
 def test_a_file_that_is_no_safetensors_is_one_finding(base, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"PK")
     report, found = check(tmp_path / "x.safetensors", base)
-    assert said(found, "file", "x.safetensors")[0] == "FAIL" and len(report.findings) == 2
+    assert said(found, "file", "x.safetensors")[0] == "FAIL" and len(report.findings) == 1
     assert "x.safetensors is no safetensors file" in report.reason
 
 
@@ -413,3 +421,47 @@ def test_the_command_takes_a_bundle_from_anywhere(pair, tmp_path, monkeypatch):
     assert "the base model artifacts/teacher is not here" in glance("bundle", code=1)[1]
     printed, _ = glance("bundle", "--base", pair.recorded.teacher)
     assert "note contract: the header and glance.json differ in base_model; glance.json counts" in printed
+
+
+def test_an_export_of_kohya_is_a_folder_of_lora_files(pair, base, tmp_path):
+    export("kohya", pair.bundle.folder, tmp_path / "out")
+    report, found = check(tmp_path / "out", base)
+    assert report.reason is None and len({one.file for one in report.findings}) == 2
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        phase = file.stem.rpartition("-")[2]
+        assert said(found, "contract", file.name) == ("ok", f"the file is the phase {phase} of slow, fast")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "README.md"])
+def test_a_bundle_without_one_of_its_files_is_no_folder_of_lora_files(folder, name):
+    (folder / name).unlink()
+    report, _ = check(folder)
+    assert report.reason == f"{folder} is no bundle: {name} is missing"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_bundle_in_one_file_is_checked_as_the_folder_that_it_makes(pair, base, tmp_path, whole):
+    (file,) = export("one-file", pair.bundle.folder, tmp_path / "out")
+    report, found = check(file if whole else file.parent)
+    expected, _ = check(pair.bundle.folder)
+    assert report.findings[1:] == expected.findings and report.base == base and report.reason is None
+    assert report.path == (file if whole else file.parent)
+    assert said(found, "file", file.name) == ("ok", f"it holds a whole bundle: `glance import {file}` makes the folder")
+
+
+def test_a_bundle_in_one_file_for_another_base_names_no_place_of_the_check(pair, tmp_path):
+    (file,) = export("one-file", pair.bundle.folder, tmp_path / "out")
+    report, found = check(file, make_tiny_qwen_image(tmp_path / "other"))
+    assert found[None, "digest"].level == "FAIL"
+    use = said(found, "use", "slow.safetensors")
+    assert use[0] == "FAIL" and use[1].startswith("slow.safetensors ")
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"digest": "sha256:0"}])
+def test_a_damaged_bundle_in_one_file_is_one_failure(pair, tmp_path, change):
+    (file,) = export("one-file", pair.bundle.folder, tmp_path / "out")
+    with safe_open(file, framework="pt") as opened:
+        content = json.loads(opened.metadata()[one_file.HEADER])
+    save_file(load_file(file), file, {one_file.HEADER: json.dumps(content | change)})
+    report, _ = check(file)
+    assert len(report.findings) == 1 and report.reason.startswith(str(file))

@@ -121,6 +121,12 @@ def test_generate_refuses_another_base(project, tmp_path_factory):
         (["--prompts-file", "artifacts"], "--prompts-file must be a text file, got artifacts: Is a directory"),
         (["a star", "--out", "image.jpg"], "--out must be a folder or a .png file, got image.jpg"),
         (["a star", "--bundle", "nowhere"], "nowhere is no bundle"),
+        (
+            ["a star", "--bundle", "artifacts/bundle/slow.safetensors"],
+            "is a file, and a bundle is a folder: ",
+        ),
+        (["a star", "--out", "artifacts/bundle"], "--out must lie outside of the bundle "),
+        (["a star", "--out", "artifacts/bundle/new/x.png"], "/artifacts/bundle, got artifacts/bundle/new/x.png"),
         (["a star", "--teacher", "nowhere"], "the base model nowhere is not here"),
         (["a star", "--bundle", "models:/a/b/c"], "a version is named models:/name@alias"),
     ],

@@ -245,6 +245,14 @@ def test_an_unknown_format_is_refused_with_the_nearest_name(project):
     assert "Missing option '--format'" in glance("out", code=2)[1]
 
 
+def test_a_picture_of_a_format_without_one_is_refused(project):
+    for name, one in FORMATS.items():
+        if one.illustrate is None:
+            said = refused("--format", name, "--no-picture", "out")
+            assert said == f"--no-picture is for formats with a sample picture, got {name}"
+    assert not Path("out").exists()
+
+
 def test_a_place_that_is_taken_or_belongs_to_a_digest_is_refused(pair, project):
     Path("taken").mkdir()
     for out, message in (

@@ -163,16 +163,26 @@ def test_the_base_is_the_one_of_params_yaml(pair, project):
 
 
 def test_a_card_needs_the_bases_repository(project):
-    for given in ([], ["--base-model", "artifacts/teacher/x"], ["--base-model", "name"], ["--base-model", "a/b c"]):
-        said = refused("card", "out", "--images", 0, *given)
-        got = given[1] if given else None
-        assert said == f"--base-model must name a repository of the hub, owner/name, got {got}"
+    for given in ("artifacts/teacher/x", "name", "a/b c"):
+        said = refused("card", "out", "--images", 0, "--base-model", given)
+        assert said == f"--base-model must name a repository of the hub, owner/name, got {given}"
+    said = refused("card", "out", "--images", 0)
+    assert said.startswith("--base-model must name the repository of ")
+    assert said.endswith(" on the hub, owner/name: teacher.hub of params.yaml does not say it")
     assert not Path("out").exists()
 
 
 def test_a_place_that_is_taken_is_refused(project):
     Path("out").mkdir()
     assert refused("card", "out", "--base-model", BASE) == "OUT must not be there yet, got out"
+
+
+def test_a_place_inside_a_bundle_or_a_base_is_refused(pair, project):
+    before = bundle_digest("artifacts/bundle")
+    for kind, place in (("bundle", Path("artifacts/bundle")), ("base model", Path(pair.recorded.teacher))):
+        said = refused("card", place / "out", "--base-model", BASE, "--images", 0)
+        assert said == f"OUT must lie outside of the {kind} {place.resolve()}, got {place / 'out'}"
+    assert bundle_digest("artifacts/bundle") == before
 
 
 def test_a_failed_card_leaves_nothing(project, monkeypatch):

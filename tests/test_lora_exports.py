@@ -278,6 +278,20 @@ def test_a_header_that_is_no_bundles_is_refused(one, change, message):
     assert not Path("again").exists() and not list(Path().glob(".again*"))
 
 
+def test_a_whole_bundle_among_other_files_is_refused(one):
+    said = refused("import", one, "artifacts/bundle/fast.safetensors", "--out", "again")
+    assert said == f"{one} holds a whole bundle: import it alone"
+
+
+def test_a_place_inside_a_bundle_is_refused(one):
+    before = bundle_digest("artifacts/bundle")
+    for files in ([one], ["artifacts/bundle/slow.safetensors", "artifacts/bundle/fast.safetensors"]):
+        said = refused("import", *files, "--out", "artifacts/bundle/again")
+        assert said.startswith("--out must lie outside of the bundle ")
+        assert refused("import", *files, "--out", "artifacts/bundle").startswith("--out must not be there yet")
+    assert bundle_digest("artifacts/bundle") == before
+
+
 def test_a_tensor_with_another_bit_is_refused(one):
     raw = bytearray(one.read_bytes())
     raw[-1] ^= 1

@@ -21,10 +21,10 @@ from pipeline.cli.edges import bundle_folder, one_sentence, refuse_below_root
 def check(path: str, base: Path | None, as_json: bool) -> None:
     """Say whether PATH can be used on a base model, and what is off, one line per finding.
 
-    PATH is a LoRA file of any trainer, a folder that peft saved, a bundle, or a version such as
-    models:/name@champion. The exit code is 1 if it cannot be used.
+    PATH is a LoRA file of any trainer, a folder that peft saved, a bundle as a folder or in one file, or a version such
+    as models:/name@champion. The exit code is 1 if it cannot be used.
     """
-    folder = bundle_folder(path)
+    folder = bundle_folder(path, file=True)
 
     from pipeline.bundle import checkup
 

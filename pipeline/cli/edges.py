@@ -116,8 +116,31 @@ def name_of(bundle: str) -> str:
     )
 
 
-def bundle_folder(bundle: str) -> Path:
-    """The bundle's folder; a version of the registry is first pulled into a cache, under its digest."""
+MARKS = {"bundle": ("glance.json", "adapter_config.json"), "base model": ("model_index.json",)}
+"""The folders whose files must stay as they are, since digests identify them, and the files that show such a folder."""
+
+
+def refuse_inside(key: str, out: Path) -> None:
+    """Raises ValueError, which names `key`, if `out` is a bundle or a base model, or lies in one."""
+    place = out.resolve()
+    for above in (place, *place.parents):
+        for kind, names in MARKS.items():
+            if all((above / name).is_file() for name in names):
+                raise ValueError(f"{key} must lie outside of the {kind} {above}, got {out}")
+
+
+def bundle_folder(bundle: str, file: bool = False) -> Path:
+    """The bundle's folder; a version of the registry is first pulled into a cache, under its digest.
+
+    Args:
+        bundle: A folder, or a version.
+        file: Whether a file will do as well.
+
+    Raises:
+        ValueError: It is a file and has to be a folder, or there is no such version.
+    """
+    if not file and Path(bundle).is_file():
+        raise ValueError(f"{bundle} is a file, and a bundle is a folder: `glance import` makes one from it")
     if bundle.startswith("models:") or not Path(bundle).exists():
         refuse_below_root()
     if not bundle.startswith("models:"):

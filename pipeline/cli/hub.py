@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import artifacts
-from pipeline.cli.edges import bundle_folder, in_root, one_sentence, show
+from pipeline.cli.edges import bundle_folder, in_root, one_sentence, refuse_inside, show
 
 if TYPE_CHECKING:
     from pipeline.bundle.manifest import Bundle
@@ -63,6 +63,7 @@ def card(out: Path, **options: Any) -> None:
     """
     if out.exists():
         raise ValueError(f"OUT must not be there yet, got {out}")
+    refuse_inside("OUT", out)
     bundle, release, draw = _prepared(repository=None, **options)
 
     from pipeline.hub import folder
@@ -124,6 +125,11 @@ def _prepared(
     digest = bundle_digest(place)
     base = loaded.base(teacher)
     named = base_model or _hub_of(values, base.path)
+    if named is None:
+        raise ValueError(
+            f"--base-model must name the repository of {base.path} on the hub, owner/name: teacher.hub of params.yaml "
+            "does not say it"
+        )
     named = front_matter.check_repository("--base-model", named)
     release = Release(
         base_model=named,

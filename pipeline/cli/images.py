@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pipeline import artifacts
-from pipeline.cli.edges import bundle_folder, one_sentence, show
+from pipeline.cli.edges import bundle_folder, one_sentence, refuse_inside, show
 from pipeline.console import progress
 
 STRENGTH = 0.6  # of --image, the default of the stock pipelines
@@ -173,6 +173,7 @@ def _check_out(out: Path, resume: bool) -> None:
         raise ValueError(f"--out must be a folder or a .png file, got {out}, a {'folder' if one_file else 'file'}")
     if resume and one_file:
         raise ValueError(f"--resume needs a folder as --out, got {out}")
+    refuse_inside("--out", out)
 
 
 def _check_image(image: Path | None, strength: float | None, mask: Path | None) -> None:

@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline import artifacts
-from pipeline.cli.edges import bundle_folder, in_root, name_of, one_sentence, show
+from pipeline.cli.edges import bundle_folder, in_root, name_of, one_sentence, refuse_inside, show
 from pipeline.console import progress, set_threads
 
 
@@ -59,6 +59,11 @@ def import_pair(
     from pipeline.bundle import carried, importing
     from pipeline.bundle.formats import one_file
 
+    if out.exists():
+        raise ValueError(f"--out must not be there yet, got {out}")
+    refuse_inside("--out", out)
+    if len(files) > 1 and (whole := next(filter(one_file.content_of, files), None)):
+        raise ValueError(f"{whole} holds a whole bundle: import it alone")
     if len(files) == 1 and one_file.content_of(files[0]):
         _refuse_given(files[0], OF_LORAS)
         made = one_file.restore(files[0], out)
@@ -141,6 +146,8 @@ def rival(name: str, out: Path) -> None:
 
     The stage train_controls has to have trained its adapters: train_controls.arms of params.yaml names it.
     """
+    refuse_inside("OUT", out)
+
     from pipeline import params, shipping
 
     made = shipping.rival(name, params.load(), out)
@@ -200,6 +207,7 @@ def evaluate(bundle: str, out: Path | None) -> None:
     out = out or Path(f"evaluation-{name_of(bundle)}")
     if out.exists():
         raise ValueError(f"--out must not be there yet, got {out}")
+    refuse_inside("--out", out)
     folder = bundle_folder(bundle)
 
     from pipeline import params

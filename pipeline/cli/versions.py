@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline import artifacts
-from pipeline.cli.edges import in_root, name_of, one_sentence, show
+from pipeline.cli.edges import in_root, name_of, one_sentence, refuse_inside, show
 
 
 @click.command()
@@ -69,6 +69,8 @@ def pull(reference: str, out: Path | None) -> None:
     from pipeline.registry import pulling, references
 
     references.parse(reference)
+    if out is not None:
+        refuse_inside("--out", out)
     show(pulling.pull(reference, out or Path(name_of(reference))))
 
 

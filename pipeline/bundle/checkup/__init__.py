@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline import adapters, backbones
 from pipeline.artifacts import read_json
 from pipeline.bundle.checkup import adapter, contract
 from pipeline.bundle.checkup.finding import FAIL, OK, Finding
-from pipeline.bundle.manifest import MANIFEST, Bundle
+from pipeline.bundle.formats import one_file
+from pipeline.bundle.manifest import CARD, MANIFEST, Bundle
 from pipeline.bundle.parts import SUFFIX
 
 
@@ -44,7 +47,8 @@ def check(path: Path, base: Path | None, default: Callable[[], Path]) -> Report:
     """Compares LoRA files with a base.
 
     Args:
-        path: A .safetensors file, a folder that peft saved, a bundle, or another folder of .safetensors files.
+        path: A .safetensors file, a folder that peft saved, a bundle as a folder or in one file, or another folder of
+            .safetensors files, such as an export.
         base: The base's folder; None = the folder that the bundle names, or else the default's.
         default: Gives the base's folder for files that are no bundle; called only where it is needed.
 
@@ -53,7 +57,10 @@ def check(path: Path, base: Path | None, default: Callable[[], Path]) -> Report:
     """
     if not path.exists():
         raise ValueError(f"{path} is missing")
-    if (path / MANIFEST).is_file():
+    held = _one_file(path)
+    if held is not None:
+        return _in_one_file(path, held, base, default)
+    if _is_bundle(path):
         try:
             bundle = Bundle.load(path)
         except ValueError as error:
@@ -71,10 +78,40 @@ def check(path: Path, base: Path | None, default: Callable[[], Path]) -> Report:
             yield Finding("bundle", OK, f"{MANIFEST} of format {number} with {len(files)} files of rank {bundle.rank}")
             yield from contract.of_path(bundle, place)
         for file in files:
-            yield from adapter.findings(file, backbone, layers)
-            yield from contract.of_file(file, place, bundle)
+            of_adapter = list(adapter.findings(file, backbone, layers))
+            yield from of_adapter
+            if of_adapter[0].name != "file":  # a file that cannot be read has no contract either
+                yield from contract.of_file(file, place, bundle)
 
     return Report(path=path, base=place, findings=tuple(findings()))
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle, if with a file missing: an export has the contract, and neither other file."""
+    return (path / MANIFEST).is_file() and ((path / adapters.CONFIG).exists() or (path / CARD).exists())
+
+
+def _one_file(path: Path) -> Path | None:
+    """The file that holds a whole bundle: `path` itself, or the only LoRA file in it."""
+    files = [path] if path.is_file() else sorted(path.glob(f"*{SUFFIX}"))
+    if len(files) == 1:
+        with suppress(ValueError):
+            return files[0] if one_file.content_of(files[0]) else None
+        return files[0]  # its header says that it is one, and says it wrongly
+    return None
+
+
+def _in_one_file(path: Path, file: Path, base: Path | None, default: Callable[[], Path]) -> Report:
+    """The findings on the bundle that `glance import` makes of a file."""
+    with TemporaryDirectory() as scratch:
+        try:
+            bundle = one_file.restore(file, Path(scratch) / "bundle").folder
+        except ValueError as error:
+            return Report(path=path, base=base, findings=(Finding("file", FAIL, str(error), file.name),))
+        inner = check(bundle, base, default)
+    said = Finding("file", OK, f"it holds a whole bundle: `glance import {file}` makes the folder", file.name)
+    found = (replace(one, text=one.text.replace(f"{bundle}/", "")) for one in inner.findings)
+    return replace(inner, path=path, findings=(said, *found))
 
 
 def _files(path: Path) -> list[Path]:

@@ -103,6 +103,8 @@ def _numbers(survey: Survey) -> Finding:
     kinds = ", ".join(sorted(survey.dtypes)) or "no numbers"
     if survey.broken:
         return Finding("numbers", FAIL, f"{kinds}; NaN or infinity in {', '.join(survey.broken[:SHOWN])}")
+    if not survey.pairs:
+        return Finding("numbers", OK, f"{kinds}, all finite" if survey.dtypes else kinds)
     if survey.idle == survey.pairs:
         return Finding("numbers", FAIL, f"{kinds}; the file changes nothing: A or B is 0 in every layer")
     if survey.idle:

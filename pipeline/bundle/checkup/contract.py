@@ -49,7 +49,9 @@ def of_file(file: Path, base: Path, bundle: Bundle | None) -> Iterator[Finding]:
         yield Finding("contract", FAIL, str(error), file.name)
         return
     if found is None:
-        text = "none in the header" if bundle else "none in the header: `glance import` needs --levels or --rule"
+        text = "none in the header"
+        if bundle is None:
+            text += ": `glance import` takes the steps from --rule or --levels"
         yield Finding("contract", NOTE, text, file.name)
         return
     carried, phase = found

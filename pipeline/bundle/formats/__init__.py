@@ -43,13 +43,15 @@ def export(
 
     Raises:
         ValueError: The format is unknown or refuses the bundle; `out` exists, or lies in the bundle or the base; the
-            folder holds no bundle; the base is another model, or it is missing and needed; or the format takes no size
-            or no such size.
+            folder holds no bundle; the base is another model, or it is missing and needed; the format takes no size or
+            no such size, or it has no picture to leave out.
     """
     names.check("--format", name, FORMATS)
     chosen = FORMATS[name]
     sizes = {key: pixels for key, pixels in (("height", height), ("width", width)) if pixels is not None}
     _check_sizes(chosen, sizes)
+    if not picture and chosen.illustrate is None:
+        raise ValueError(f"--no-picture is for formats with a sample picture, got {chosen.name}")
     if out.exists():
         raise ValueError(f"OUT must not be there yet, got {out}")
     bundle = Bundle.load(folder)

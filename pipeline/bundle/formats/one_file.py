@@ -147,7 +147,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 ONE_FILE = Format(
     name="one-file",
-    description="All adapters and the manifest in one file, which `glance import` turns into the bundle again.",
+    description="All files of the bundle in one file, which `glance import` turns into the bundle again.",
     write=write,
     needs_base=False,
 )
