@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -104,13 +105,23 @@ def test_entries_of_the_dead_are_left_to_dvc(repository, record):
     assert "up to date" in repository.succeed("dvc", "repro")
 
 
+def commands(process):
+    """The arguments of all programs that a process has started."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += child.cmdline()
+    return found
+
+
 @pytest.fixture
 def busy(repository, record):
     """A DVC that runs a stage of the repository: its process."""
     yaml = repository.folder / "dvc.yaml"
     yaml.write_text(DVC_YAML.replace("SECONDS", "60"))
     process = repository.start("dvc", "repro")
-    while not (record.exists() and "write" in record.read_text()):
+    while not any("time.sleep(60)" in part for part in commands(process)):  # DVC writes the record before it
+        assert process.poll() is None
         time.sleep(0.05)
     yield process
     os.killpg(process.pid, 9)
