@@ -63,6 +63,8 @@ class Project:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DVC_SITE_CACHE_DIR": str(temporary / "dvc-site"),
             "HF_HUB_OFFLINE": "1",
+            "DVC_NO_ANALYTICS": "1",  # `dvc init` would leave a process that reports
+            "CI": "1",  # DVC then asks for no update either
         }
 
     def run(self, *command: str, **options) -> subprocess.CompletedProcess:

@@ -178,7 +178,7 @@ def test_the_slider_shows_the_states_on_the_way_and_the_handoff(visit):
     visit.page.wait_for_selector(".g-student .g-tag:has-text('estimate at sigma 0.921')")
     visit.page.get_by_label("states x").check()
     visit.changed("student", estimate)
-    assert visit.page.inner_text(".g-teacher .g-tag") == "state at sigma 0.921"
+    visit.page.wait_for_selector(".g-teacher .g-tag:has-text('state at sigma 0.921')")
     visit.slide(8)
     visit.page.wait_for_selector(".g-student:not(:has(.g-tag))")
     assert visit.picture("student") == before["student"]
