@@ -1,15 +1,20 @@
 """Estimates, before anything is loaded, a teacher's memory on the device and its trajectories' size on disk."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from pipeline import adapters, artifacts, backbones, out_of_memory
-from pipeline.backbones.stock import StockBackbone
 from pipeline.params import Params
+
+if TYPE_CHECKING:
+    from pipeline.backbones.stock import StockBackbone
 
 GIB = 2**30
 BYTES = {"fp32": 4.0, "bf16": 2.0}

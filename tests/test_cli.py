@@ -251,3 +251,10 @@ def test_doctor_shows_what_is_wrong_with_the_mend_and_fails(project, monkeypatch
     assert "FAIL registry: no MLflow server answers" in done.stdout
     assert "     fix: start the server, or correct or unset MLFLOW_TRACKING_URI" in done.stdout
     assert "checks failed" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["generating", "importing", "checkup", "formats"])
+def test_no_pipeline_is_imported_before_a_family_silences_its_warnings(module):
+    lines = f"import sys, pipeline.bundle.{module}; print([name for name in sys.modules if 'pipeline_flux' in name])"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, encoding="utf-8", cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr

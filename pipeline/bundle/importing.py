@@ -1,11 +1,13 @@
 """Makes a bundle from LoRA files that were trained elsewhere."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
@@ -13,7 +15,6 @@ from peft import LoraConfig
 from pipeline import adapters, backbones, partition
 from pipeline.adapters import lora_files
 from pipeline.artifacts import atomic_dir
-from pipeline.backbones.stock import StockBackbone
 from pipeline.bundle import experts, write
 from pipeline.bundle.carried import Carried
 from pipeline.bundle.manifest import Bundle
@@ -21,6 +22,9 @@ from pipeline.flow import stepping
 from pipeline.flow.schedule import Schedule
 from pipeline.params import Params
 from pipeline.partition import Partition
+
+if TYPE_CHECKING:
+    from pipeline.backbones.stock import StockBackbone
 
 SAME_LEVEL = 1e-6  # two machines compute a noise level with other last digits
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from pipeline import flow, image_files
 from pipeline.artifacts import file_digest
 from pipeline.backbones.base import Backbone
-from pipeline.backbones.packing import pack
 from pipeline.bundle.manifest import Bundle
 from pipeline.flow import stepping
 
@@ -91,5 +90,7 @@ def tokens(mask: Tensor, grid: tuple[int, int], channels: int) -> Tensor:
     Returns:
         bool (1, T, C).
     """
+    from pipeline.backbones.packing import pack  # imports a pipeline of diffusers, whose warnings a family silences
+
     small = torch.nn.functional.interpolate(mask[None, None].float(), size=(2 * grid[0], 2 * grid[1]))
     return pack(small.repeat(1, channels // 4, 1, 1)).bool()

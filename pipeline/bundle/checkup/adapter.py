@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.adapters import lora_files, lora_names, lora_strength, lora_survey
 from pipeline.adapters.lora_survey import Survey
 from pipeline.artifacts import read_json
-from pipeline.backbones.stock import StockBackbone
 from pipeline.bundle.checkup import likeness
 from pipeline.bundle.checkup.finding import FAIL, NOTE, OK, Finding
+
+if TYPE_CHECKING:
+    from pipeline.backbones.stock import StockBackbone
 
 SHOWN = 3  # names of tensors in one finding
 BASE_KEYS = ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name")
